@@ -1,0 +1,334 @@
+"""Out-of-fold class probabilities from vectors: two closed-form linear heads, averaged and calibrated.
+
+Both heads, linear discriminant analysis (shared covariance, Friedman 1989 shrinkage) and ridge regression on one-hot labels,
+need only sums over the images: the Gram matrix, the class sums and the class counts. The model of a fold is solved from the
+totals minus the fold's own sums, so cross-validation costs one pass for the sums and one for the predictions, whatever the
+number of folds. Their geometric mean had a lower log-loss than either in 9 of 10 trials (two photo and digit sets, 10 and 20 %
+noise) and ranked planted label errors better (average precision .896 against .884 and .884 on 3,952 clothing photos).
+Vectors are scaled to length 1 first: lower log-loss in every one of those trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+Double = NDArray[np.float64]
+
+SHRINKAGE = (0.03, 0.1, 0.3, 0.6, 0.85)
+"""LDA: share of the covariance that is replaced by its mean variance. 3,952 x 1280 wants .3 to .6, 50,000 x 1280 less."""
+PENALTY = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Ridge: the penalty in units of the mean eigenvalue of the centred Gram matrix."""
+_BLOCK = 4096
+_SAMPLE_CELLS = 4_000_000
+
+
+@dataclass(frozen=True)
+class OofResult:
+    """probs: float32 (n, K), rows sum to 1. metrics: what the fit chose and how well it agrees with the given labels."""
+
+    probs: Float
+    metrics: dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Gram matrix (F, d, d), class sums (F, K, d) and class counts (F, K) of each fold's labelled rows, scaled to length 1."""
+
+    gram: Double
+    sums: Double
+    counts: Double
+
+
+@dataclass(frozen=True)
+class _Train:
+    """What both heads need of a fold's training rows: moments (d, d) as float32, class means (K, d), counts (K,)."""
+
+    within: Float
+    total: Float
+    means: Double
+    counts: Double
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """logits = scaled vector @ weights + bias; the bias of a class without training rows is -inf."""
+
+    weights: Float
+    bias: Float
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One head with one value of its setting: a model per fold, the sample's logits, their best temperature and log-loss."""
+
+    value: float
+    heads: list[_Linear]
+    logits: Float
+    temperature: float
+    loss: float
+
+
+def oof_probabilities(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], n_classes: int) -> OofResult:
+    """Score every row once, by the model of the labelled rows of all other folds.
+
+    vectors: float32 (n, d), any scale; never copied whole. labels: (n,) class codes, -1 for unlabelled (such rows are scored,
+    not learnt from). folds: (n,) in [0, F). Returns probs over all n_classes columns; a class without a labelled row in the
+    training folds gets probability 0 there, and a fold without any training row gets the uniform distribution.
+
+    Shrinkage, penalty and temperatures are those of the lowest out-of-fold log-loss against the given labels, on up to
+    20,000 evenly spaced labelled rows. Probabilities are therefore calibrated to the labels as given, errors included.
+
+    metrics: temperature (divisor of the averaged logits), lda_temperature, ridge_temperature, shrinkage, penalty, log_loss,
+    accuracy, accuracy_per_fold, ece_before and ece_after (15 bins, without and with the temperatures), n_classes, n_labelled.
+    Measures against labels are NaN if no row is labelled.
+
+    Memory: F d x d matrices in float64 (65 MB at d = 1280, F = 5) and the answer. Raises ValueError for vectors that are
+    not finite, and for labels or folds out of range.
+    """
+    _check(vectors, labels, folds, n_classes)
+    n = len(vectors)
+    n_folds = int(folds.max(initial=-1)) + 1
+    labelled = np.flatnonzero(labels >= 0)
+    if n_classes == 0 or n == 0:
+        return OofResult(np.zeros((n, n_classes), dtype=np.float32), _no_metrics(n_classes, labelled.size, n_folds))
+    scale = _scale(vectors)
+    sums = _sums(vectors, scale, labels, folds, n_folds=n_folds, n_classes=n_classes)
+    if n_classes == 1 or labelled.size == 0:
+        probs = np.full((n, n_classes), np.float32(1 / n_classes))
+        metrics = _no_metrics(n_classes, labelled.size, n_folds)
+        return OofResult(probs, metrics | (_agreement(probs, labels, folds, n_folds) if labelled.size else {}))
+
+    heads, metrics = _fit(vectors, scale, labels, folds, sums)
+    probs = np.empty((n, n_classes), dtype=np.float32)
+    for start in range(0, n, _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, n))
+        probs[rows] = _softmax(_logits(vectors, scale, rows, folds[rows], heads))
+    metrics |= _agreement(probs, labels, folds, n_folds)
+    return OofResult(probs, metrics | {"n_classes": float(n_classes), "n_labelled": float(labelled.size)})
+
+
+def _check(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], n_classes: int) -> None:
+    if vectors.ndim != 2 or not len(vectors) == len(labels) == len(folds):
+        raise ValueError(f"vectors {vectors.shape}, labels {labels.shape} and folds {folds.shape} do not fit. Give one of each per image.")
+    if len(labels) and (labels.min() < -1 or labels.max() >= n_classes):
+        raise ValueError(f"labels are not all in [-1, {n_classes}). Give the codes of the classes, -1 for unlabelled.")
+    if len(folds) and folds.min() < 0:
+        raise ValueError("folds has a negative number. Give every image a fold.")
+
+
+def _scale(vectors: Float) -> Float:
+    """(n,) 1 / length of each row, 0 for a zero row. Raises ValueError for rows that are not finite."""
+    scale = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        # float64 per block: float32 squares overflow from 1e19 and vanish below 1e-23.
+        lengths = np.linalg.norm(vectors[start : start + _BLOCK].astype(np.float64), axis=1)
+        if not np.isfinite(lengths).all():
+            row = start + int(np.flatnonzero(~np.isfinite(lengths))[0])
+            raise ValueError(f"The vector of row {row} is not finite. Embed that image again.")
+        scale[start : start + _BLOCK] = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 1e-30)
+    return scale
+
+
+def _sums(
+    vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], *, n_folds: int, n_classes: int
+) -> _Sums:
+    """One pass over the labelled rows; products in float32 per block, totals in float64."""
+    d = vectors.shape[1]
+    total = _Sums(np.zeros((n_folds, d, d)), np.zeros((n_folds, n_classes, d)), np.zeros((n_folds, n_classes)))
+    np.add.at(total.counts, (folds[labels >= 0], labels[labels >= 0]), 1.0)
+    for start in range(0, len(vectors), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        rows = start + np.lexsort((labels[part], folds[part]))
+        rows = rows[labels[rows] >= 0]
+        if not rows.size:
+            continue
+        block = vectors[rows] * scale[rows, None]
+        cell = folds[rows] * n_classes + labels[rows]
+        starts = np.flatnonzero(np.diff(cell, prepend=-1))
+        total.sums[folds[rows[starts]], labels[rows[starts]]] += np.add.reduceat(block, starts, axis=0)
+        ends = np.searchsorted(folds[rows], np.arange(n_folds + 1))
+        for fold in range(n_folds):
+            own = block[ends[fold] : ends[fold + 1]]
+            total.gram[fold] += own.T @ own
+    return total
+
+
+def _train(sums: _Sums, fold: int) -> _Train:
+    """Totals minus the fold: covariance within classes, and scatter round the overall mean per row."""
+    counts = sums.counts.sum(axis=0) - sums.counts[fold]
+    class_sums = sums.sums.sum(axis=0) - sums.sums[fold]
+    n = max(counts.sum(), 1.0)
+    means = class_sums / np.maximum(counts, 1.0)[:, None]
+    mean = class_sums.sum(axis=0) / n
+    gram = -sums.gram[fold]
+    for one in sums.gram:
+        gram += one
+    within = (gram - (means.T * counts) @ means) / n
+    total = gram / n - np.outer(mean, mean)
+    return _Train(within.astype(np.float32), total.astype(np.float32), means, counts)
+
+
+def _lda(train: _Train, shrinkage: float) -> _Linear:
+    """Bayes rule for Gaussian classes with means of their own and one covariance, shrunk towards its mean variance."""
+    weights = _solve(train.within, 1 - shrinkage, shrinkage, train.means.T)
+    with np.errstate(divide="ignore"):
+        bias = np.log(train.counts / train.counts.sum()) - 0.5 * np.einsum("kd,dk->k", train.means, weights)
+    return _Linear(weights, bias.astype(np.float32))
+
+
+def _ridge(train: _Train, penalty: float) -> _Linear:
+    """Least squares on one-hot labels with a penalty; the intercept is not penalised."""
+    share = train.counts / train.counts.sum()
+    mean = share @ train.means
+    weights = _solve(train.total, 1.0, penalty, ((train.means - mean) * share[:, None]).T)
+    bias = np.where(share > 0, share - mean @ weights, -np.inf)
+    return _Linear(weights, bias.astype(np.float32))
+
+
+def _solve(matrix: Float, keep: float, add: float, right: Double) -> Float:
+    """(keep * matrix + add * mean variance * identity)^-1 right, in float32: 4 times faster than float64 at d = 1280."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    # Rows have length at most 1, so rounding is below 1e-6; that much keeps constant vectors, without any spread, solvable.
+    ridge = add * max(float(np.trace(matrix, dtype=np.float64)) / len(matrix), 0.0) + 1e-6
+    regular = np.float32(keep) * matrix
+    regular[np.diag_indices_from(regular)] += np.float32(ridge)
+    try:
+        factor = cho_factor(regular, lower=True)
+    except LinAlgError:  # not positive definite in float32's precision
+        factor = cho_factor(regular.astype(np.float64) + 1e-6 * np.eye(len(regular)), lower=True)
+    return np.asarray(cho_solve(factor, right.astype(np.float32)), dtype=np.float32)
+
+
+def _fit(
+    vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], sums: _Sums
+) -> tuple[list[_Linear], dict[str, float | list[float]]]:
+    """One calibrated head per fold, and what was chosen."""
+    sample, in_fold = _sample(labels, folds, sums)
+    given = labels[sample]
+    trains = [_train(sums, fold) for fold in range(len(sums.counts))]
+
+    def attempt(kind: Callable[[_Train, float], _Linear], value: float) -> _Attempt:
+        heads = [kind(train, value) if train.counts.any() else _uniform(train) for train in trains]
+        logits = _logits(vectors, scale, sample, in_fold, heads)
+        return _Attempt(value, heads, logits, *_temperature(logits, given))
+
+    lda = _descend(lambda value: attempt(_lda, value), SHRINKAGE)
+    ridge = _descend(lambda value: attempt(_ridge, value), PENALTY)
+    mean = 0.5 * (lda.logits / lda.temperature + ridge.logits / ridge.temperature)
+    temperature, _ = _temperature(mean, given)
+    a, b = (np.float32(0.5 / one.temperature / temperature) for one in (lda, ridge))
+    # Both heads are linear, so their weighted mean is one matrix.
+    heads = [
+        _Linear(a * left.weights + b * right.weights, a * left.bias + b * right.bias)
+        for left, right in zip(lda.heads, ridge.heads, strict=True)
+    ]
+    return heads, {
+        "temperature": temperature,
+        "lda_temperature": lda.temperature,
+        "ridge_temperature": ridge.temperature,
+        "shrinkage": lda.value,
+        "penalty": ridge.value,
+        "ece_before": _ece(_softmax(0.5 * (lda.logits + ridge.logits)), given),
+        "ece_after": _ece(_softmax(mean / np.float32(temperature)), given),
+    }
+
+
+def _descend(attempt: Callable[[float], _Attempt], grid: tuple[float, ...]) -> _Attempt:
+    """The best of the grid, from its middle downhill: the log-loss had one minimum in every trial, and each try costs F solves."""
+    at = len(grid) // 2
+    best = attempt(grid[at])
+    for step in (1, -1):
+        moved = False
+        while 0 <= at + step < len(grid):
+            other = attempt(grid[at + step])
+            if other.loss >= best.loss:
+                break
+            best, at, moved = other, at + step, True
+        if moved:
+            break
+    return best
+
+
+def _uniform(train: _Train) -> _Linear:
+    """The head of a fold that has nothing to learn from."""
+    n_classes, d = train.means.shape
+    return _Linear(np.zeros((d, n_classes), dtype=np.float32), np.zeros(n_classes, dtype=np.float32))
+
+
+def _sample(labels: NDArray[np.int64], folds: NDArray[np.integer], sums: _Sums) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Evenly spaced labelled rows whose class is in their training folds, and their folds."""
+    rows = np.flatnonzero(labels >= 0)
+    rows = rows[(sums.counts.sum(axis=0) - sums.counts)[folds[rows], labels[rows]] > 0]
+    most = int(np.clip(_SAMPLE_CELLS // sums.counts.shape[1], 2_000, 20_000))
+    if rows.size > most:
+        rows = rows[np.linspace(0, rows.size - 1, most).astype(np.int64)]
+    return rows, folds[rows].astype(np.int64)
+
+
+def _logits(vectors: Float, scale: Float, rows: NDArray[np.int64], row_folds: NDArray[np.integer], heads: list[_Linear]) -> Float:
+    """(rows, K), each row by its fold's head, block by block. row_folds is aligned with rows."""
+    logits = np.empty((rows.size, heads[0].bias.size), dtype=np.float32)
+    for start in range(0, rows.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        for fold in np.unique(row_folds[part]).tolist():
+            own = start + np.flatnonzero(row_folds[part] == fold)
+            logits[own] = (vectors[rows[own]] * scale[rows[own], None]) @ heads[fold].weights + heads[fold].bias
+    return logits
+
+
+def _temperature(logits: Float, given: NDArray[np.int64]) -> tuple[float, float]:
+    """The divisor of the logits with the lowest log-loss, and that log-loss (Guo et al. 2017). (1, inf) for no rows."""
+    from scipy.optimize import minimize_scalar
+
+    if not given.size:
+        return 1.0, float("inf")
+    top = logits.max(axis=1, keepdims=True)
+    rows = np.arange(given.size)
+    below = logits - top
+
+    def log_loss(log_temperature: float) -> float:
+        scaled = below * np.float32(np.exp(-log_temperature))
+        return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, given], dtype=np.float64))
+
+    found = minimize_scalar(log_loss, bounds=(-8.0, 8.0), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(found.x)), float(found.fun)
+
+
+def _softmax(logits: Float) -> Float:
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: Float = exp / exp.sum(axis=1, keepdims=True)
+    return result
+
+
+def _ece(probs: Float, given: NDArray[np.int64]) -> float:
+    """Expected calibration error of the most probable class, 15 bins of equal width."""
+    if not given.size:
+        return float("nan")
+    right = probs.argmax(axis=1) == given
+    confidence = probs.max(axis=1)
+    bins = np.minimum((confidence * 15).astype(np.int64), 14)
+    gap = np.bincount(bins, weights=right - confidence.astype(np.float64), minlength=15)
+    return float(np.abs(gap).sum() / given.size)
+
+
+def _agreement(probs: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], n_folds: int) -> dict[str, float | list[float]]:
+    rows = np.flatnonzero(labels >= 0)
+    right = probs.argmax(axis=1)[rows] == labels[rows]
+    # A label whose class the fold's model never saw has probability 0; 1e-7 is float32's resolution at 1.
+    loss = -np.log(np.maximum(probs[rows, labels[rows]].astype(np.float64), 1e-7))
+    per_fold = [float(right[folds[rows] == f].mean()) if (folds[rows] == f).any() else float("nan") for f in range(n_folds)]
+    return {"log_loss": float(loss.mean()), "accuracy": float(right.mean()), "accuracy_per_fold": per_fold}
+
+
+def _no_metrics(n_classes: int, n_labelled: int, n_folds: int) -> dict[str, float | list[float]]:
+    """Metrics where nothing is fitted."""
+    names = ("log_loss", "accuracy", "ece_before", "ece_after", "shrinkage", "penalty")
+    nothing: dict[str, float | list[float]] = {name: float("nan") for name in names}
+    temperatures = {name: 1.0 for name in ("temperature", "lda_temperature", "ridge_temperature")}
+    return nothing | temperatures | {"accuracy_per_fold": [float("nan")] * n_folds, "n_classes": float(n_classes), "n_labelled": float(n_labelled)}

@@ -1,0 +1,109 @@
+"""Scanning: reading every new or changed file once, and nothing twice.
+
+One decode gives the hashes, the size, the perceptual hash and the quality scores. What an earlier scan already knows of a
+file with the same address, size and modification time is used again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+
+import numpy as np
+import polars as pl
+
+from dq_assets.audit.images import ImageRecord, inspect
+from dq_assets.audit.listing import local_path
+from dq_assets.audit.quality import image_properties
+from dq_assets.schema import QUALITY_CHECKS
+from dq_assets.settings import Images
+
+PIXEL_CHECKS = tuple(check for check in QUALITY_CHECKS if check != "odd_size")
+"""Checks of one image alone; odd_size needs the whole dataset."""
+
+RECORD_SCHEMA = {
+    "uri": pl.String,
+    "content_sha256": pl.String,
+    "pixel_hash": pl.String,
+    "width": pl.Int32,
+    "height": pl.Int32,
+    "format": pl.String,
+    "mode": pl.String,
+    "bytes": pl.Int64,
+    "mtime": pl.Float64,
+    "status": pl.String,
+    "reason": pl.String,
+    "phash": pl.String,
+    **{f"{check}_score": pl.Float32 for check in PIXEL_CHECKS},
+}
+"""What is known of one file after it was read."""
+
+RECHECKED = ("missing", "no_permission", "not_regular")
+"""Statuses that say nothing about the bytes; such files are looked at again every time."""
+
+
+def known_records(manifest: pl.DataFrame, properties: pl.DataFrame) -> pl.DataFrame:
+    """What the published tables know of their files, with RECORD_SCHEMA."""
+    joined = manifest.join(properties, on="image_id", how="left", maintain_order="left")
+    return joined.filter(~pl.col("status").is_in(RECHECKED)).select(pl.col(name).cast(kind) for name, kind in RECORD_SCHEMA.items())
+
+
+def unread(files: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    """The files that no record with the same address, size and modification time covers."""
+    return files.filter(pl.col("status").is_null()).join(known, on=["uri", "bytes", "mtime"], how="anti", maintain_order="left")
+
+
+def scan(uris: list[str], settings: Images, *, block: int = 1024) -> Iterator[pl.DataFrame]:
+    """Read files in threads; yield blocks of records with RECORD_SCHEMA, in order. Bad files become rows."""
+    threads = settings.threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        remaining = iter(uris)
+        while chunk := list(islice(remaining, block)):
+            # One block at a time is in flight, so memory does not grow with the number of files.
+            records = pool.map(lambda uri: inspect(local_path(uri), settings), chunk)
+            yield pl.DataFrame([_row(uri, record) for uri, record in zip(chunk, records, strict=True)], schema=RECORD_SCHEMA, orient="row")
+
+
+def _row(uri: str, record: ImageRecord) -> dict[str, object]:
+    values = asdict(record)
+    quality = values.pop("quality") or {}
+    return {"uri": uri, **values, **{f"{check}_score": quality.get(check) for check in PIXEL_CHECKS}}
+
+
+def manifest_and_properties(
+    files: pl.DataFrame, records: pl.DataFrame, image_ids: pl.DataFrame, settings: Images
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The tables raw_manifest and image_properties.
+
+    files: the listing; records: RECORD_SCHEMA, for every file whose listing has no status; image_ids: path, image_id.
+    """
+    latest = records.unique("uri", keep="last")
+    joined = files.join(latest, on="uri", how="left", suffix="_read", maintain_order="left").join(image_ids, on="path", how="left")
+    note = pl.concat_str(["reason_read", "reason"], separator="; ", ignore_nulls=True)
+    manifest = joined.with_columns(
+        status=pl.coalesce("status", "status_read"),
+        bytes=pl.coalesce("bytes_read", "bytes"),
+        mtime=pl.coalesce("mtime_read", "mtime"),
+        reason=pl.when(note != "").then(note),
+    ).sort("image_id")
+    fine = manifest.filter(pl.col("status") == "ok")
+    properties = image_properties(
+        fine["image_id"].to_numpy(),
+        fine["phash"].to_list(),
+        {check: fine[f"{check}_score"].to_numpy().astype(np.float32) for check in PIXEL_CHECKS},
+        fine["width"].to_numpy(),
+        fine["height"].to_numpy(),
+        settings,
+    )
+    columns = ("image_id", "path", "uri", "given_label", "split", "group", *[c for c in RECORD_SCHEMA if c in _MANIFEST_READ])
+    return manifest.select(columns), properties
+
+
+_MANIFEST_READ = ("content_sha256", "pixel_hash", "width", "height", "format", "mode", "bytes", "mtime", "status", "reason")
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""

@@ -1,0 +1,249 @@
+"""The command line. It parses, calls one function of a layer below, prints, and turns the answer into an exit code.
+
+Exit codes: 0 done and fit; 3 done, a gate is closed; 2 misused; 1 failed, with the trace in a log file that is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dq_assets import __version__
+from dq_assets.settings import NAME_PATTERN, Dataset, Home, Settings, UserError
+
+OK, FAILED, MISUSED, GATE_CLOSED = 0, 1, 2, 3
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+name_option = click.option("--name", required=True, help="The dataset's name.")
+version_option = click.option("--version", type=click.IntRange(min=1), help="An audit_id; the latest complete audit by default.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def reporting_errors(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Every outcome as an exit code, every error as one line."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs) or OK
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            code = MISUSED
+        except KeyboardInterrupt:
+            click.echo("Interrupted. Run the same command again to go on where it stopped.", err=True)
+            code = 130
+        except click.ClickException:
+            raise
+        except Exception as error:  # the last line of defence: say what failed and where the trace is
+            log = write_log(Home.from_environment(), traceback.format_exc())
+            click.echo(f"Error: {type(error).__name__}: {' '.join(str(error).split())[:300]}. The trace is in {log}.", err=True)
+            code = FAILED
+        sys.exit(code)
+
+    return run
+
+
+def write_log(home: Home, text: str) -> Path:
+    """Keep a trace; returns its file."""
+    home.logs.mkdir(parents=True, exist_ok=True)
+    file = home.logs / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dq-assets")
+def main() -> None:
+    """Find and fix label issues, outliers and near-duplicates in image datasets.
+
+    Everything is kept under $DQ_HOME (./data by default).
+    """
+
+
+@main.command()
+@click.argument("path")
+@click.option("--name", help="The dataset's name ([a-z0-9][a-z0-9_-]*); made from PATH by default.")
+@click.option("--labels", type=FILE, help="CSV or Parquet with path, label; replaces the labels of PATH.")
+@click.option("--splits", type=FILE, help="CSV or Parquet with path, split; replaces the splits of PATH.")
+@click.option("--groups", type=FILE, help="CSV or Parquet with path, group; images of a group never straddle folds.")
+@click.option("--set", "values", multiple=True, metavar="KEY=VALUE", help="A setting, such as encoder.model=resnet50; repeatable. See docs/settings.md.")
+@reporting_errors
+def audit(path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]) -> int:
+    """Audit PATH: a folder of class folders, or a CSV / Parquet manifest (path, label[, split, group]).
+
+    The dataset is registered under its name, with its settings; from then on the Dagster UI shows, schedules and watches it.
+    Run it again to re-audit what changed; an interrupted audit goes on where it stopped.
+    """
+    dataset = dataset_from(path, name, labels, splits, groups, values)
+    return audit_and_print(dataset, Home.from_environment())
+
+
+def dataset_from(
+    path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]
+) -> Dataset:
+    """The dataset that the arguments describe; raises UserError for a name or a setting that is not valid."""
+    pairs = dict(value.partition("=")[::2] for value in values)
+    absolute = path if "://" in path else str(Path(path).expanduser().absolute())
+    chosen = name or _name_of(absolute)
+    files = [None if file is None else str(file.expanduser().absolute()) for file in (labels, splits, groups)]
+    return Dataset(chosen, absolute, *files, settings=Settings().with_values(pairs))
+
+
+def _name_of(path: str) -> str:
+    """`My Photos (2)` becomes my-photos-2."""
+    made = re.sub(r"[^a-z0-9_]+", "-", Path(path).stem.lower()).strip("-_")
+    if not NAME_PATTERN.fullmatch(made):
+        raise UserError(f"No name can be made from {path!r}. Give one with --name.")
+    return made
+
+
+def audit_and_print(dataset: Dataset, home: Home) -> int:
+    """Register, audit, print the summary; returns the exit code."""
+    from dq_assets.audit.encoder import encoder_id
+    from dq_assets.audit.listing import list_source
+    from dq_assets.definitions import run_audit
+    from dq_assets.report.progress import TerminalReporter
+    from dq_assets.report.summary import render, summarize
+    from dq_assets.store.lake import Lake
+    from dq_assets.ui import reload_ui
+
+    list_source(dataset)  # a wrong PATH is told before anything is registered
+    encoder_id(dataset.settings.encoder)
+    home.register(dataset)
+    started = time.monotonic()
+    outcome = run_audit(dataset, home, TerminalReporter())
+    if outcome.failure is not None:
+        log = write_log(home, outcome.trace or outcome.failure)
+        click.echo(f"Error: {outcome.failure} The trace is in {log}.", err=True)
+        return FAILED
+    with Lake.open(home, dataset.settings.store) as lake:
+        summary = summarize(lake, dataset.name)
+    click.echo(render(summary))
+    click.echo(f"\nDone in {time.monotonic() - started:.0f} s. {reload_ui()}")
+    return GATE_CLOSED if summary.closed else OK
+
+
+@main.command()
+@name_option
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@click.option("--format", "file_format", type=click.Choice(("parquet", "csv", "imagefolder", "huggingface")), default="parquet", show_default=True)
+@click.option("--copy/--link", "copy", default=False, help="Copy the image files, or link them where the disk allows it (the default).")
+@version_option
+@click.argument("tables", nargs=-1, metavar="[TABLE ...]")
+@reporting_errors
+def export(name: str, out: Path, file_format: str, copy: bool, version: int | None, tables: tuple[str, ...]) -> int:
+    """Write tables (parquet, csv) or the curated images (imagefolder, huggingface) of an audit to a folder.
+
+    Without TABLE every table is written. The image formats leave out what curation dropped.
+    """
+    from dq_assets.report.progress import TerminalReporter
+    from dq_assets.store.audits import audit_row
+    from dq_assets.store.export import export_images, export_tables
+    from dq_assets.store.lake import Lake
+
+    home = Home.from_environment()
+    dataset = home.dataset(name)
+    with Lake.open(home, dataset.settings.store) as lake:
+        audit_id = audit_row(lake, name, version)["audit_id"]
+        if file_format in ("parquet", "csv"):
+            counts = export_tables(lake, name, out, file_format, tables, audit_id)
+        else:
+            if tables:
+                raise UserError(f"--format {file_format} writes images and takes no TABLE. Leave {', '.join(tables)} out.")
+            with TerminalReporter().bar("Exporting images", 0) as advance:
+                counts = export_images(
+                    lake, name, out, file_format, audit_id, link=not copy, include_review=dataset.settings.training.include_review, progress=advance
+                )
+    for what, n in counts.items():
+        click.echo(f"{what:<28} {n:>10,}")
+    click.echo(f"Audit {audit_id} of {name} is in {out}.")
+    return OK
+
+
+@main.command()
+@name_option
+@json_option
+@reporting_errors
+def history(name: str, as_json: bool) -> int:
+    """List the complete audits of a dataset."""
+    from dq_assets.store import audits
+    from dq_assets.store.lake import Lake
+
+    home = Home.from_environment()
+    dataset = home.dataset(name)
+    with Lake.open(home, dataset.settings.store) as lake:
+        rows = audits.history(lake, name) if lake.has_dataset(name) else None
+        closed = {} if rows is None else {v: audits.closed_gates(audits.gate_results(lake, name, v))["check_name"].to_list() for v in rows["audit_id"]}
+    found = [] if rows is None else rows.to_dicts()
+    if as_json:
+        entries = [{**row, "settings": json.loads(row["settings"]), "digests": json.loads(row["digests"]), "closed_gates": closed[row["audit_id"]]} for row in found]
+        click.echo(json.dumps(entries, default=str, indent=2))
+    elif not found:
+        click.echo(f"No audit of {name} is complete yet.")
+    for row in [] if as_json else found:
+        gates = ", ".join(closed[row["audit_id"]])
+        tag = f"  {row['tag']}" if row["tag"] else ""
+        click.echo(f"{row['audit_id']:>5}  {row['finished']:%Y-%m-%d %H:%M:%S %Z}  {'closed: ' + gates if gates else 'gates open'}{tag}")
+    return OK
+
+
+@main.command()
+@name_option
+@version_option
+@json_option
+@reporting_errors
+def status(name: str, version: int | None, as_json: bool) -> int:
+    """Print the summary of an audit. Exit code 3 if a gate is closed."""
+    from dataclasses import asdict
+
+    from dq_assets.report.summary import render
+
+    summary = _summary(name, version)
+    click.echo(json.dumps(asdict(summary), default=str, indent=2) if as_json else render(summary))
+    return GATE_CLOSED if summary.closed else OK
+
+
+@main.command()
+@name_option
+@version_option
+@json_option
+@reporting_errors
+def gate(name: str, version: int | None, as_json: bool) -> int:
+    """May this data be trained on? Exit code 0 if every gate is open, 3 if one is closed.
+
+    For schedulers other than Dagster: put it before the training command.
+    """
+    summary = _summary(name, version)
+    if as_json:
+        entry = {"dataset": name, "audit_id": summary.audit_id, "open": not summary.closed, "gates": summary.gates}
+        click.echo(json.dumps(entry, default=str, indent=2))
+    else:
+        for verdict in summary.gates:
+            click.echo(f"{verdict['verdict']:<8} {verdict['check_name']:<20} {verdict['reason']}")
+        click.echo(f"Audit {summary.audit_id} of {name}: {'closed' if summary.closed else 'open'}.")
+    return GATE_CLOSED if summary.closed else OK
+
+
+def _summary(name: str, version: int | None) -> Any:
+    from dq_assets.report.summary import summarize
+    from dq_assets.store.lake import Lake
+
+    home = Home.from_environment()
+    dataset = home.dataset(name)
+    with Lake.open(home, dataset.settings.store) as lake:
+        if not lake.has_dataset(name):
+            raise UserError(f"No audit of {name} is complete yet. Run `dq-assets audit {dataset.path} --name {name}`.")
+        return summarize(lake, name, version)
+
+
+if __name__ == "__main__":
+    main()

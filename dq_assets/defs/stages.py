@@ -1,0 +1,334 @@
+"""One function per table: read the inputs, call one function of `audit`, publish the answer.
+
+No Dagster and no algorithm here. Each returns the version that it published; its metrics become metadata that Dagster plots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from dq_assets.audit import confident, curation, duplicates, encoder, folds, near_dups, neighbors, oof, ontology, outliers, scan, training
+from dq_assets.audit.images import decode_rgb
+from dq_assets.audit.listing import list_source, local_path
+from dq_assets.defs.session import Session
+from dq_assets.settings import UserError
+from dq_assets.store import audits
+from dq_assets.store.scratch import ScanScratch
+from dq_assets.store.tables import Version, append, borrow_vectors, embedded_content, read_matrix, read_vectors, record_version, upsert
+
+PUBLISH_ROWS = 8192
+"""Rows per block of a matrix while it is published."""
+
+WITNESS_SIDE = 256
+"""Shorter side, in pixels, at which two pictures are compared."""
+
+
+def raw_manifest(session: Session) -> tuple[Version, Version]:
+    """List the source, read what is new or changed, and publish raw_manifest and image_properties."""
+    listing = list_source(session.dataset)
+    image_ids = _register(session, listing.files["path"])
+    before = session.versions().get("raw_manifest")
+    code = audits.code_version("raw_manifest", session.settings)
+    scratch = ScanScratch(session.home, session.dataset.name, code)
+    known = scratch.read(scan.RECORD_SCHEMA)
+    if before is not None and before.fingerprint == session.fingerprint("raw_manifest"):
+        known = pl.concat([scan.known_records(session.table("raw_manifest"), session.table("image_properties")), known])
+    todo = scan.unread(listing.files, known)
+    with session.report.bar("Reading images", len(todo)) as advance:
+        for block in scan.scan(todo["uri"].to_list(), session.settings.images):
+            scratch.add(block)
+            advance(len(block))
+    records = pl.concat([known, scratch.read(scan.RECORD_SCHEMA)])
+    manifest, properties = scan.manifest_and_properties(listing.files, records, image_ids, session.settings.images)
+    metrics = {
+        "files": len(manifest),
+        "listing_digest": listing.digest(),
+        **{f"status {status}": n for status, n in manifest["status"].value_counts().sort("status").iter_rows()},
+        **{f"skipped: {reason}": n for reason, n in sorted(listing.skipped.items())},
+    }
+    flagged = {column: int(properties[column].sum()) for column in properties.columns if column.startswith("is_")}
+    published = session.publish("raw_manifest", manifest, metrics), session.publish("image_properties", properties, flagged)
+    scratch.clear()
+    return published
+
+
+def _register(session: Session, paths: pl.Series) -> pl.DataFrame:
+    """(path, image_id) of all paths ever seen; new ones get the next ids in the order of the listing."""
+    known = session.table("image_ids")
+    new = paths.filter(~paths.is_in(known["path"].implode()))
+    first = int(known["image_id"].max() or -1) + 1 if len(known) else 0  # type: ignore[call-overload]
+    added = pl.DataFrame({"image_id": pl.int_range(first, first + len(new), eager=True), "path": new}, schema={"image_id": pl.Int64, "path": pl.String})
+    append(session.lake, session.dataset.name, "image_ids", added)
+    return pl.concat([known, added]).select("path", "image_id")
+
+
+def embeddings(session: Session) -> Version:
+    """Embed every content that has no vector yet; one commit per block, so a killed run goes on where it stopped."""
+    name, settings = session.dataset.name, session.settings
+    identity = encoder.encoder_id(settings.encoder)
+    contents = session.fine("uri", "content_sha256").unique("content_sha256", keep="first", maintain_order=True)
+    wanted = set(contents["content_sha256"]) - embedded_content(session.lake, name, identity)
+    n_borrowed = borrow_vectors(session.lake, name, identity, wanted)
+    have = embedded_content(session.lake, name, identity)
+    todo = contents.filter(~pl.col("content_sha256").is_in(list(have)))
+    failures: list[str] = []
+    if len(todo):
+        with session.report.bar("Embedding", len(todo)) as advance:
+            for rows, failed in _embedded_blocks(session, todo, advance):
+                append(session.lake, name, "embeddings", rows.with_columns(encoder=pl.lit(identity)))
+                failures += failed
+    if failures:
+        raise UserError(f"{len(failures)} files changed or vanished while they were audited, such as {failures[0]}. Run the audit again.")
+    digest = hashlib.sha256("\n".join([identity, *sorted(contents["content_sha256"])]).encode()).hexdigest()
+    metrics = {"contents": len(contents), "embedded now": len(todo), "borrowed from other datasets": n_borrowed, "encoder": identity}
+    version = Version(session.fingerprint("embeddings"), digest, len(contents), metrics)
+    record_version(session.lake, name, "embeddings", version)
+    return version
+
+
+def _embedded_blocks(session: Session, todo: pl.DataFrame, advance: Callable[[int], None]) -> Iterator[tuple[pl.DataFrame, list[str]]]:
+    """(content_sha256 and vector, failures) of about encoder.block_size images at a time."""
+    options, images = session.settings.encoder, session.settings.images
+    paths, shas = [local_path(uri) for uri in todo["uri"]], todo["content_sha256"]
+    batches = encoder.embed_files(
+        paths,
+        encoder.Encoder(options.model),
+        batch_size=options.batch_size,
+        threads=images.threads,
+        max_pixels=images.max_pixels,
+        content_sha256=shas.to_list(),
+    )
+    parts: list[pl.DataFrame] = []
+    failed: list[str] = []
+    for batch in batches:
+        vectors = pl.Series("vector", batch.vectors, dtype=pl.Array(pl.Float32, batch.vectors.shape[1])).cast(pl.List(pl.Float32))
+        parts.append(pl.DataFrame({"content_sha256": shas.gather(batch.positions), "vector": vectors}))
+        failed += [f"{paths[position]!r} ({reason})" for position, reason in batch.failures.items()]
+        advance(len(batch.positions) + len(batch.failures))
+        if sum(map(len, parts)) >= options.block_size:
+            yield pl.concat(parts), failed
+            parts, failed = [], []
+    if parts or failed:
+        yield pl.concat(parts) if parts else pl.DataFrame(schema={"content_sha256": pl.String, "vector": pl.List(pl.Float32)}), failed
+
+
+def _vectors(session: Session) -> tuple[np.ndarray, np.ndarray]:
+    """(image_id (n,), vectors (n, d)) of the readable images, in image_id order."""
+    fine = session.fine("content_sha256")
+    vectors = read_vectors(session.lake, session.dataset.name, encoder.encoder_id(session.settings.encoder), fine["content_sha256"].to_list())
+    return fine["image_id"].to_numpy(), vectors
+
+
+def _blocks(image_id: np.ndarray, **columns: np.ndarray) -> Iterator[pa.Table]:
+    """Rows as Arrow tables of PUBLISH_ROWS; 2-D arrays become list columns."""
+    for start in range(0, len(image_id), PUBLISH_ROWS):
+        part = slice(start, start + PUBLISH_ROWS)
+        yield pa.table({"image_id": image_id[part], **{name: _arrow(values[part]) for name, values in columns.items()}})
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32) if values.shape[1] else np.zeros(len(values) + 1, np.int32)
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).ravel())
+
+
+def nearest(session: Session) -> Version:
+    """Publish neighbors."""
+    image_id, vectors = _vectors(session)
+    with session.report.bar("Searching neighbours", len(image_id)) as advance:
+        positions, distances = neighbors.nearest_neighbors(vectors, session.settings.neighbors.k, progress=advance)
+    metrics = {"median nearest distance": float(np.median(distances[:, 0]))} if distances.size else {}
+    return session.publish_matrix("neighbors", _blocks(image_id, neighbor_ids=image_id[positions], distances=distances), metrics)
+
+
+def _neighbors(session: Session, image_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(positions in image_id (n, k), distances (n, k)) from the published graph."""
+    _, ids = read_matrix(session.lake, session.dataset.name, "neighbors", "neighbor_ids")
+    _, distances = read_matrix(session.lake, session.dataset.name, "neighbors", "distances")
+    return np.searchsorted(image_id, ids), distances
+
+
+def duplicate_groups(session: Session) -> Version:
+    """Nominate pairs by hash and by vector, confirm them on the pixels, and publish the groups."""
+    fine = session.fine("uri", "content_sha256", "pixel_hash")
+    image_id = fine["image_id"].to_numpy()
+    phash = np.array([int(digits, 16) for digits in session.table("image_properties")["phash"]], np.uint64)
+    positions, distances = _neighbors(session, image_id)
+    options, images = session.settings.duplicates, session.settings.images
+    pairs = duplicates.candidate_pairs(phash, positions, distances, options)
+    uris = fine["uri"].to_list()
+
+    def load(position: int) -> np.ndarray:
+        picture = decode_rgb(local_path(uris[position]), max_pixels=images.max_pixels, min_side=WITNESS_SIDE)
+        picture.thumbnail((WITNESS_SIDE, WITNESS_SIDE))
+        return np.asarray(picture)
+
+    with session.report.bar("Comparing pictures", len(pairs)) as advance:
+        confirmed = duplicates.confirm_pairs(pairs, load, options, threads=images.threads, progress=advance)
+    groups = duplicates.duplicate_groups(image_id, fine["content_sha256"].to_list(), fine["pixel_hash"].to_list(), pairs, confirmed)
+    metrics = {
+        "groups": groups["group_id"].n_unique(),
+        "pairs compared": len(pairs),
+        "pairs confirmed": int(np.isfinite(confirmed).sum()),
+        **{f"images {kind}": n for kind, n in groups["kind"].value_counts().sort("kind").iter_rows()},
+    }
+    return session.publish("duplicate_groups", groups, metrics)
+
+
+def _group_of(session: Session, image_id: np.ndarray) -> np.ndarray:
+    """(n,) duplicate group of each image, -1 for none."""
+    groups = session.table("duplicate_groups", "image_id", "group_id")
+    found = np.full(len(image_id), -1, np.int64)
+    found[np.searchsorted(image_id, groups["image_id"].to_numpy())] = groups["group_id"].to_numpy()
+    return found
+
+
+def assigned_folds(session: Session) -> Version:
+    """Publish folds; images that had one keep it."""
+    fine = session.fine("given_label", "group")
+    image_id = fine["image_id"].to_numpy()
+    previous = session.table("folds")
+    options = session.settings.folds
+    if len(previous) and int(previous["fold"].max()) >= options.n_folds:  # type: ignore[arg-type]
+        previous = previous.clear()  # fewer folds than before: all are drawn anew
+    table = folds.assign_folds(
+        image_id, fine["given_label"].to_list(), fine["group"].to_list(), _group_of(session, image_id), previous=previous, settings=options
+    )
+    sizes = {f"images in fold {fold}": n for fold, n in table["fold"].value_counts().sort("fold").iter_rows()}
+    return session.publish("folds", table, {"components": table["component_id"].n_unique(), **sizes})
+
+
+def _classes(session: Session) -> tuple[list[str], np.ndarray]:
+    """Class names in sorted order, and (n,) codes of the readable images, -1 for unlabelled."""
+    labels = session.fine("given_label")["given_label"]
+    names = sorted(labels.drop_nulls().unique())
+    index = {name: code for code, name in enumerate(names)}
+    return names, np.array([index.get(label, -1) for label in labels], np.int64)  # type: ignore[arg-type]
+
+
+def _learnable(session: Session, names: list[str]) -> np.ndarray:
+    """(K,) whether a class has enough independent images."""
+    labels = session.fine("given_label")["given_label"].to_list()
+    components = session.table("folds", "component_id")["component_id"].to_numpy()
+    found = folds.learnable_classes(labels, components, session.settings.folds.min_components)
+    return np.array([name in found for name in names], bool)
+
+
+def oof_probs(session: Session) -> Version:
+    """Publish out-of-fold probabilities."""
+    image_id, vectors = _vectors(session)
+    names, codes = _classes(session)
+    fold = session.table("folds", "fold")["fold"].to_numpy()
+    with session.report.bar("Cross-validating", 1) as advance:
+        result = oof.oof_probabilities(vectors, codes, fold, len(names))
+        advance(1)
+    return session.publish_matrix("oof_probs", _blocks(image_id, fold=fold, probs=result.probs), dict(result.metrics))
+
+
+def _probs(session: Session) -> np.ndarray:
+    """(n, K) out-of-fold probabilities in image_id order."""
+    return read_matrix(session.lake, session.dataset.name, "oof_probs", "probs")[1]
+
+
+def label_issues(session: Session) -> Version:
+    """Publish label issues."""
+    names, codes = _classes(session)
+    image_id = session.fine()["image_id"].to_numpy()
+    table = confident.label_issues(
+        image_id, codes, _probs(session), names, learnable=_learnable(session, names), settings=session.settings.labels
+    )
+    estimate = ontology.noise_estimate(table)
+    metrics = {
+        "checked": table["is_label_issue"].count(),
+        "label issues": int(table["is_label_issue"].sum()),
+        **({} if estimate is None else {"estimated noise rate": estimate}),
+        **{f"kind {kind}": n for kind, n in table["kind"].drop_nulls().value_counts().sort("kind").iter_rows()},
+    }
+    return session.publish("label_issues", table, metrics)
+
+
+def outlier_scores(session: Session) -> Version:
+    """Publish outliers."""
+    image_id = session.fine()["image_id"].to_numpy()
+    positions, distances = _neighbors(session, image_id)
+    table = outliers.outliers(image_id, image_id[positions], distances, _group_of(session, image_id), session.settings.outliers)
+    return session.publish("outliers", table, {"outliers": int(table["is_outlier_issue"].sum())})
+
+
+def duplicate_verdicts(session: Session) -> Version:
+    """Publish near_dups."""
+    names, _ = _classes(session)
+    manifest = session.fine("given_label", "split", "width", "height", "bytes")
+    table = near_dups.near_dups(manifest, session.table("duplicate_groups"), _probs(session), names)
+    in_group = table.filter(pl.col("group_id").is_not_null())
+    metrics = {
+        "groups": in_group["group_id"].n_unique(),
+        "groups with a label conflict": in_group.filter("label_conflict")["group_id"].n_unique(),
+        "groups across splits": in_group.filter("crosses_split")["group_id"].n_unique(),
+        "wrong labels in groups": int(in_group["is_wrong_label"].sum()),
+    }
+    return session.publish("near_dups", table, metrics)
+
+
+def class_report(session: Session) -> Version:
+    """Publish the class report."""
+    names, codes = _classes(session)
+    table = ontology.class_report(codes, _probs(session), session.table("label_issues"), names, _learnable(session, names))
+    return session.publish("class_report", table, {"classes": len(table), "not learnable": int((~table["is_learnable"]).sum())})
+
+
+def ontology_report(session: Session) -> Version:
+    """Publish the ontology report."""
+    names, codes = _classes(session)
+    table = ontology.ontology_report(codes, _probs(session), session.table("label_issues"), names)
+    return session.publish("ontology_report", table, {"pairs": len(table), "corrections": int((table["n_a_to_b"] + table["n_b_to_a"]).sum())})
+
+
+def curated_dataset(session: Session) -> Version:
+    """Publish what to do with every image."""
+    inputs = (session.table(name) for name in ("raw_manifest", "label_issues", "outliers", "near_dups"))
+    table = curation.curate(*inputs, session.settings.curation)
+    counts = {f"action {action}": n for action, n in table["action"].value_counts().sort("action").iter_rows()}
+    return session.publish("curated_dataset", table, counts)
+
+
+def training_set(session: Session, audit_id: int) -> Version:
+    """Publish the training set of an audit whose gates are open."""
+    table = curation.training_set(
+        session.table("raw_manifest"),
+        session.table("curated_dataset"),
+        session.table("folds"),
+        include_review=session.settings.training.include_review,
+    ).with_columns(audit_id=pl.lit(audit_id, pl.Int64))
+    parts = {f"images in {split}": n for split, n in table["split"].value_counts().sort("split").iter_rows()}
+    version = session.publish("training_set", table, {"audit": audit_id, **parts}, extra=training_extra(audit_id))
+    audits.record_training_set(session.lake, session.dataset.name, audit_id)
+    return version
+
+
+def training_extra(audit_id: int) -> str:
+    """What training_set depends on beside tables and settings."""
+    return f"audit {audit_id}"
+
+
+def trained_model(session: Session) -> Version:
+    """Train the probe on raw and on curated labels, score both, and note the gain of this audit."""
+    names, codes = _classes(session)
+    image_id, vectors = _vectors(session)
+    manifest = session.fine("given_label", "split").join(session.table("folds"), on="image_id", maintain_order="left")
+    chosen = session.table("training_set")
+    report = training.gain_of_curation(vectors, codes, manifest, chosen, names, settings=session.settings.training)
+    row: dict[str, Any] = {"audit_id": int(chosen["audit_id"][0]), **report}
+    with session.lake.transaction():
+        upsert(session.lake, session.dataset.name, "trained_model", pl.DataFrame([row], infer_schema_length=None))
+    digest = hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
+    version = Version(session.fingerprint("trained_model"), digest, len(session.table("trained_model")), row)
+    record_version(session.lake, session.dataset.name, "trained_model", version)
+    return version

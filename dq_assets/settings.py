@@ -1,0 +1,293 @@
+"""Every setting, once: default, meaning and bounds. Frozen, comparable, and hashed into code versions.
+
+A registered dataset is a `Dataset`: a name, a source and its `Settings`; it lives in $DQ_HOME/datasets/<name>.yaml.
+Users set one with `--set section.name=value` or in that file. docs/settings.md is generated from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class UserError(Exception):
+    """What the user can mend. The message is one line and ends with what to do."""
+
+
+def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its meaning and its bounds (inclusive)."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Images:
+    """Reading of files and image quality checks."""
+
+    max_pixels: int = setting(178_956_970, "Images with more pixels are not decoded and get status too_large.", low=1)
+    threads: int = setting(0, "Threads that read and decode; 0 is one per core.", low=0)
+    dark_below: float = setting(0.32, "dark_score below this is an issue.", low=0, high=1)
+    light_below: float = setting(0.05, "light_score below this is an issue.", low=0, high=1)
+    blurry_below: float = setting(0.29, "blurry_score below this is an issue.", low=0, high=1)
+    low_information_below: float = setting(0.3, "low_information_score below this is an issue.", low=0, high=1)
+    odd_aspect_ratio_below: float = setting(0.35, "odd_aspect_ratio_score below this is an issue.", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The network that turns an image into a vector."""
+
+    model: str = setting("tf_efficientnet_lite0", "Name of a timm model; the default's weights come with the installation.")
+    batch_size: int = setting(32, "Images per forward pass; does not change the vectors.", low=1)
+    block_size: int = setting(512, "Images per commit: what a killed run may lose.", low=1)
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest-neighbour graph."""
+
+    k: int = setting(10, "Neighbours kept per image.", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Which images count as the same picture."""
+
+    phash_distance: int = setting(10, "Pairs of perceptual hashes at most this many bits apart are looked at.", low=0, high=32)
+    cosine_distance: float = setting(0.25, "Neighbours at most this far apart are looked at.", low=0, high=2)
+    min_correlation: float = setting(0.9, "Least correlation of the aligned pixels for a near-duplicate.", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Cross-validation."""
+
+    n_folds: int = setting(5, "Number of folds.", low=2, high=100)
+    min_components: int = setting(5, "A class with fewer independent images is reported as not learnable.", low=2)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Out-of-fold model and label issues."""
+
+    flag_above: float = setting(0.5, "error_probability above this is a label issue.", low=0, high=1)
+    ambiguous_ratio: float = setting(0.5, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1)
+    candidate_ratio: float = setting(0.25, "Classes with at least this share of the top probability are candidate labels.", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Outliers."""
+
+    fence: float = setting(1.7, "Flag beyond the third quartile plus this many interquartile ranges.", low=0)
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What the policy does with findings."""
+
+    relabel_above: float = setting(0.95, "Relabel a flagged image when p_suggested is above this; otherwise review.", low=0, high=1)
+    label_issues: str = setting("relabel", "What to do with label issues that are sure.", choices=("relabel", "review", "drop", "keep"))
+    exact_duplicates: str = setting("drop", "What to do with exact and pixel copies but the keeper.", choices=("drop", "review", "keep"))
+    near_duplicates: str = setting("keep", "What to do with near-duplicates but the keeper, within one split.", choices=("drop", "review", "keep"))
+    outliers: str = setting("review", "What to do with outliers.", choices=("drop", "review", "keep"))
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits that hold training when they are passed."""
+
+    max_unreadable_share: float = setting(0.01, "Highest share of files that could not be read.", low=0, high=1)
+    min_class_images: int = setting(5, "Fewest images that a class may have in the curated data.", low=0)
+    max_noise_rate: float = setting(0.2, "Highest estimated share of wrong labels in the data as given.", low=0, high=1)
+    max_leaks: int = setting(0, "Most duplicate groups that may stand in two splits of the curated data.", low=0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The probe of trained_model."""
+
+    include_review: bool = setting(True, "Whether images with action review are trained on, with their given label.")
+    bootstrap: int = setting(1000, "Resamples for the interval of the gain.", low=100)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The lake."""
+
+    memory_limit: str = setting("2GB", "DuckDB's memory limit.")
+    threads: int = setting(0, "DuckDB's threads; 0 is one per core.", low=0)
+    matrices_kept: int = setting(3, "neighbors and oof_probs are kept for this many audits, and for pinned or tagged ones.", low=1)
+
+
+@dataclass(frozen=True)
+class Automation:
+    """Schedule and sensor."""
+
+    schedule: str = setting("0 2 * * *", "Cron expression of the full audit; empty for none.")
+    sensor_seconds: int = setting(30, "Least seconds between two looks at the source.", low=5)
+    owner: str = setting("team:data-quality", "Owner of the assets in Dagster: an e-mail address, or team:<name>.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one dataset."""
+
+    images: Images = Images()
+    encoder: Encoder = Encoder()
+    neighbors: Neighbors = Neighbors()
+    duplicates: Duplicates = Duplicates()
+    folds: Folds = Folds()
+    labels: Labels = Labels()
+    outliers: Outliers = Outliers()
+    curation: Curation = Curation()
+    gates: Gates = Gates()
+    training: Training = Training()
+    store: Store = Store()
+    automation: Automation = Automation()
+
+    def with_values(self, values: dict[str, str]) -> Settings:
+        """A copy with `{"section.name": "text"}` parsed, checked and set. Raises UserError naming what is wrong."""
+        changed = self
+        for dotted, text in values.items():
+            section_name, _, name = dotted.partition(".")
+            section = getattr(changed, section_name, None)
+            known = {f.name: f for f in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else {}
+            if name not in known:
+                raise UserError(f"Unknown setting {dotted!r}. Known: {', '.join(sorted(all_settings()))}.")
+            value = _parse(dotted, text, known[name])
+            changed = dataclasses.replace(changed, **{section_name: dataclasses.replace(section, **{name: value})})  # type: ignore[type-var]
+        return changed
+
+    def digest(self, *sections: str) -> str:
+        """Hash of the named sections, 16 hex digits. Fields that only change speed are left out."""
+        neutral = {"threads", "batch_size", "block_size"}
+        chosen = {s: {k: v for k, v in dataclasses.asdict(getattr(self, s)).items() if k not in neutral} for s in sections}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def all_settings() -> dict[str, dataclasses.Field[Any]]:
+    """Every setting by its dotted name."""
+    return {
+        f"{section.name}.{f.name}": f
+        for section in dataclasses.fields(Settings)
+        for f in dataclasses.fields(typing.cast(Any, section.default))
+    }
+
+
+def _parse(dotted: str, text: str, spec: dataclasses.Field[Any]) -> Any:
+    kind = type(spec.default)
+    try:
+        value: Any = {"true": True, "false": False}[str(text).lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise UserError(f"{dotted}={text!r} is not a {kind.__name__}. Give one, such as {dotted}={spec.default}.") from None
+    low, high, choices = spec.metadata["low"], spec.metadata["high"], spec.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{dotted}={value!r} is not one of {', '.join(choices)}. Choose one of them.")
+    # A comparison with NaN is false, so `not >=` also refuses it.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        raise UserError(f"{dotted}={value!r} is out of range. Give a value from {low} to {'any' if high is None else high}.")
+    return value
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A registered dataset: what is audited, under which name, how."""
+
+    name: str
+    path: str
+    labels: str | None = None
+    splits: str | None = None
+    groups: str | None = None
+    settings: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise UserError(f"Dataset name {self.name!r} does not match [a-z0-9][a-z0-9_-]*. Choose another with --name.")
+
+    @property
+    def slug(self) -> str:
+        """The name in Dagster's groups, jobs, schedules and sensors, which refuse hyphens."""
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds everything: lake/, datasets/, dagster/, cache/, demo/."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """$DQ_HOME, else ./data, made absolute."""
+        return cls(Path(os.environ.get("DQ_HOME") or "data").expanduser().absolute())
+
+    @property
+    def lake(self) -> Path:
+        return self.root / "lake"
+
+    @property
+    def dagster(self) -> Path:
+        return self.root / "dagster"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def registration(self, name: str) -> Path:
+        return self.root / "datasets" / f"{name}.yaml"
+
+    def register(self, dataset: Dataset) -> Path:
+        """Write the registration whole or not at all. Refuses a name that collides in Dagster's names."""
+        for other in self.datasets():
+            if other.name != dataset.name and other.slug == dataset.slug:
+                raise UserError(f"Dataset name {dataset.name!r} collides with {other.name!r} in Dagster. Choose another with --name.")
+        file = self.registration(dataset.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(yaml.safe_dump(dataclasses.asdict(dataset), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        draft.replace(file)
+        return file
+
+    def dataset(self, name: str) -> Dataset:
+        """Read one registration. Raises UserError if there is none or it is not valid."""
+        file = self.registration(name)
+        if not NAME_PATTERN.fullmatch(name) or not file.exists():
+            known = ", ".join(sorted(p.stem for p in file.parent.glob("*.yaml"))) or "none"
+            raise UserError(f"No dataset {name!r} under {self.root}. Registered: {known}. Run `dq-assets audit PATH --name {name}` first.")
+        return _dataset_from(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+
+    def datasets(self) -> list[Dataset]:
+        """All registrations, by name."""
+        return [self.dataset(p.stem) for p in sorted((self.root / "datasets").glob("*.yaml"))]
+
+
+def _dataset_from(raw: Any, file: Path) -> Dataset:
+    if not isinstance(raw, dict) or not {"name", "path"} <= raw.keys():
+        raise UserError(f"{file} is not a dataset registration (name and path are required). Mend it or audit again.")
+    if raw["name"] != file.stem:
+        raise UserError(f"{file} registers {raw['name']!r}. Name the file {raw['name']}.yaml.")
+    unknown = raw.keys() - {f.name for f in dataclasses.fields(Dataset)}
+    if unknown:
+        raise UserError(f"{file} has unknown entries: {', '.join(sorted(unknown))}. Remove them.")
+    sections = raw.get("settings") or {}
+    values = {f"{section}.{name}": str(value) for section, entries in sections.items() for name, value in (entries or {}).items()}
+    return Dataset(
+        **{key: None if value is None else str(value) for key, value in raw.items() if key != "settings"},
+        settings=Settings().with_values(values),
+    )
