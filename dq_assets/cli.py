@@ -5,6 +5,7 @@ Exit codes: 0 done and fit; 3 done, a gate is closed; 2 misused; 1 failed, with 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -130,6 +131,62 @@ def audit_and_print(dataset: Dataset, home: Home) -> int:
     click.echo(render(summary))
     click.echo(f"\nDone in {time.monotonic() - started:.0f} s. {reload_ui()}")
     return GATE_CLOSED if summary.closed else OK
+
+
+@main.command()
+@click.argument("source", default="openmoji", type=click.Choice(("openmoji", "digits", "fashion-mnist")))
+@reporting_errors
+def demo(source: str) -> int:
+    """Audit a real dataset that needs no download: as it is, and again with known issues planted into a copy.
+
+    Prints how many of the planted issues were found and how many findings were false. Kept under $DQ_HOME/demo.
+    """
+    from dq_assets.demo.planting import plant
+    from dq_assets.demo.scoreboard import render, scoreboard
+    from dq_assets.demo.sources import build
+    from dq_assets.report.progress import TerminalReporter, as_total
+
+    home = Home.from_environment()
+    folder = home.root / "demo"
+    with contextlib.ExitStack() as bars:
+        built = build(source, folder / source, _bar_of_unknown_length(TerminalReporter(), f"Building {source}", bars, as_total))
+    click.echo(f"{built.n_images:,} images in {built.path}\n{built.credit}\n")
+    as_it_is = Dataset(source, str(built.path))
+    failed = audit_and_print(as_it_is, home) == FAILED
+    click.echo("\nPlanting known issues into a copy.")
+    planted = plant(built.path, folder / f"{source}-planted")
+    click.echo("  " + ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in planted.counts.items()) + "\n")
+    copy = Dataset(f"{source}-planted", str(planted.path), splits=str(planted.splits_csv))
+    failed |= audit_and_print(copy, home) == FAILED
+    if failed:
+        return FAILED
+    found, baseline = _findings(home, copy), _findings(home, as_it_is)
+    click.echo(f"\nScoreboard: what was planted into {copy.name}, and what the audit made of it\n")
+    click.echo(render(scoreboard(planted.truth, **found, baseline=baseline)))
+    return OK
+
+
+def _bar_of_unknown_length(reporter: Any, label: str, bars: contextlib.ExitStack, as_total: Any) -> Callable[[int, int], None]:
+    """A callback (done, total) that opens the bar when the total is known."""
+    opened: list[Callable[[int], None]] = []
+
+    def report(done: int, total: int) -> None:
+        if not opened:
+            opened.append(as_total(bars.enter_context(reporter.bar(label, total))))
+        opened[0](done)
+
+    return report
+
+
+def _findings(home: Home, dataset: Dataset) -> dict[str, Any]:
+    """The tables that a scoreboard compares, with the path of each image first."""
+    from dq_assets.store import audits
+    from dq_assets.store.lake import Lake
+
+    with Lake.open(home, dataset.settings.store) as lake:
+        paths = audits.read(lake, dataset.name, "raw_manifest").select("path", "image_id")
+        tables = {"label_issues": "label_issues", "near_dups": "near_dups", "outliers": "outliers", "curated": "curated_dataset"}
+        return {argument: paths.join(audits.read(lake, dataset.name, table), on="image_id") for argument, table in tables.items()}
 
 
 @main.command()

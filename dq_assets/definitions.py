@@ -6,6 +6,7 @@ Importing this module reads the registrations under $DQ_HOME and nothing else; i
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +24,21 @@ from dq_assets.settings import Dataset, Home, UserError
 def build_defs(home: Home, datasets: Sequence[Dataset] | None = None, *, reporter: Reporter | None = None) -> dg.Definitions:
     """Definitions of the given datasets, or of all that are registered. Fresh at every call, for tests, CLI and server."""
     found = home.datasets() if datasets is None else list(datasets)
-    jobs = {
-        d.name: dg.define_asset_job(
+    jobs = [
+        dg.define_asset_job(
             job_name(d),
             selection=selection(d) | dg.AssetSelection.checks_for_assets(*(k for a in dataset_assets(d) for k in a.keys)),
             description=f"The whole audit of {d.name}, and training if its gates are open.",
             tags={"dq_assets/dataset": d.name},
         )
         for d in found
-    }
+    ]
     return dg.Definitions(
         assets=[asset for d in found for asset in dataset_assets(d)],
         asset_checks=[check for d in found for check in dataset_checks(d)],
-        jobs=list(jobs.values()),
-        schedules=[schedule for d in found for schedule in schedules(d, jobs[d.name])],
-        sensors=[*(source_sensor(d, home, jobs[d.name]) for d in found), *([automation_sensor()] if found else [])],
+        jobs=jobs,
+        schedules=[schedule for d in found for schedule in schedules(d)],
+        sensors=[*(source_sensor(d, home) for d in found), *([automation_sensor()] if found else [])],
         resources={session_key(d): session_resource(d, home, reporter) for d in found},
         # A step's start costs seconds in the multiprocess executor, and the audit lock belongs to one process.
         executor=dg.in_process_executor,
@@ -95,8 +96,9 @@ def run_audit(dataset: Dataset, home: Home, reporter: Reporter) -> AuditRun:
 
 
 def _one_line(error: object) -> str:
-    message = str(getattr(error, "message", error)).strip()
-    return " ".join(message.split()) or "the run failed without a message"
+    """The error's text; the name of the class is left out where it is ours and says nothing more."""
+    message = " ".join(str(getattr(error, "message", error)).split())
+    return re.sub(r"^dq_assets\.[\w.]+: ", "", message) or "The run failed without a message."
 
 
 defs = build_defs(Home.from_environment())

@@ -82,7 +82,7 @@ class Labels:
     """Out-of-fold model and label issues."""
 
     flag_above: float = setting(0.5, "error_probability above this is a label issue.", low=0, high=1)
-    ambiguous_ratio: float = setting(0.5, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1)
+    ambiguous_ratio: float = setting(0.1, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1)
     candidate_ratio: float = setting(0.25, "Classes with at least this share of the top probability are candidate labels.", low=0, high=1)
 
 

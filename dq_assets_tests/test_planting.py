@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from dq_assets.demo.planting import EDITS, SMALL_EDITS, TRUTH, Planted, plant
-from dq_assets.settings import UserError
 from PIL import Image, ImageOps
 
-SHARES = {"label_flips": 0.1, "near_duplicates": 0.1, "exact_duplicates": 0.08, "cross_label": 0.05, "outliers": 0.1}
+from dq_assets.demo.planting import EDITS, SMALL_EDITS, TRUTH, Planted, plant
+from dq_assets.settings import UserError
+
+plant_many = functools.partial(plant, label_flips=0.1, near_duplicates=0.1, exact_duplicates=0.08, cross_label=0.05, outliers=0.1)
 
 
 def picture(rng: np.random.Generator, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
@@ -39,10 +42,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    return plant(source, tmp_path_factory.mktemp("planted") / "copy", seed=3, **SHARES)
+    return plant_many(source, tmp_path_factory.mktemp("planted") / "copy", seed=3)
 
 
-def rows(planted: Planted, kind: str) -> list[dict[str, str]]:
+def rows(planted: Planted, kind: str) -> list[dict[str, Any]]:
     return planted.truth.filter(planted=kind).to_dicts()
 
 
@@ -67,8 +70,8 @@ def test_as_many_issues_are_planted_as_the_shares_say(planted: Planted) -> None:
 
 
 def test_the_same_seed_plants_the_same_and_another_seed_something_else(planted: Planted, source: Path, tmp_path: Path) -> None:
-    again = plant(source, tmp_path / "again", seed=3, **SHARES)
-    other = plant(source, tmp_path / "other", seed=4, **SHARES)
+    again = plant_many(source, tmp_path / "again", seed=3)
+    other = plant_many(source, tmp_path / "other", seed=4)
     assert again.truth.equals(planted.truth)
     assert all((again.path / path).read_bytes() == (planted.path / path).read_bytes() for path in planted.truth["path"])
     assert not other.truth.equals(planted.truth)
@@ -101,7 +104,7 @@ def test_copies_share_a_group_with_the_image_that_they_were_made_from(planted: P
 def test_exact_and_cross_label_copies_have_the_bytes_of_their_source(planted: Planted, source: Path, kind: str, other_class: bool) -> None:
     for row in rows(planted, kind):
         assert (planted.path / row["path"]).read_bytes() == (source / row["source_path"]).read_bytes()
-        assert row["is_label_error"] is other_class is (row["given_label"] != row["true_label"])
+        assert row["is_label_error"] == other_class == (row["given_label"] != row["true_label"])
 
 
 def test_every_edit_is_used_and_changes_the_pixels_as_it_says(planted: Planted, source: Path) -> None:
@@ -124,7 +127,7 @@ def test_small_pictures_get_only_edits_that_leave_them_what_they_are(tmp_path: P
         (tmp_path / "source" / label).mkdir(parents=True)
         for number in range(15):
             picture(rng, (28, 28), "L").save(tmp_path / "source" / label / f"{number}.png")
-    small = plant(tmp_path / "source", tmp_path / "out", **{**SHARES, "near_duplicates": 0.3})
+    small = plant_many(tmp_path / "source", tmp_path / "out", near_duplicates=0.3)
     assert {row["dup_kind"] for row in rows(small, "near_duplicate")} == set(SMALL_EDITS)
     for path in small.truth["path"]:
         with Image.open(small.path / path) as image:
@@ -141,7 +144,7 @@ def test_an_edit_that_changes_nothing_gives_way_to_the_next(tmp_path: Path) -> N
             whole.paste(half, (0, 0))
             whole.paste(ImageOps.mirror(half), (40, 0))
             whole.save(tmp_path / "source" / label / f"{number}.png")
-    symmetric = plant(tmp_path / "source", tmp_path / "out", **{**SHARES, "near_duplicates": 0.3})
+    symmetric = plant_many(tmp_path / "source", tmp_path / "out", near_duplicates=0.3)
     assert {row["dup_kind"] for row in rows(symmetric, "near_duplicate")} == set(EDITS) - {"mirror"}
 
 
@@ -182,18 +185,18 @@ def test_split_folders_of_the_source_are_kept(source: Path, tmp_path: Path) -> N
     for file in (tmp_path / "source" / "val").rglob("*.png"):
         if not file.name.startswith(".") and file.parent.name != "cat":
             picture(np.random.default_rng(len(str(file)) + file.stat().st_size), (96, 80)).save(file)
-    kept = plant(tmp_path / "source", tmp_path / "out", **SHARES)
+    kept = plant_many(tmp_path / "source", tmp_path / "out")
     assert set(kept.truth["given_label"]) == {"ant", "bee", "cat", "dog"}
     untouched = kept.truth.filter(planted="none")
     assert all(row["split"] == {"train": "train", "val": "validation"}[row["source_path"].split("/")[0]] for row in untouched.to_dicts())
 
 
 def test_a_finished_copy_is_reused_and_another_seed_replaces_it(source: Path, tmp_path: Path) -> None:
-    first = plant(source, tmp_path / "out", **SHARES)
+    first = plant_many(source, tmp_path / "out")
     stamp = (tmp_path / "out" / "truth.parquet").stat().st_mtime_ns
-    assert plant(source, tmp_path / "out", **SHARES).truth.equals(first.truth)
+    assert plant_many(source, tmp_path / "out").truth.equals(first.truth)
     assert (tmp_path / "out" / "truth.parquet").stat().st_mtime_ns == stamp
-    assert not plant(source, tmp_path / "out", seed=1, **SHARES).truth.equals(first.truth)
+    assert not plant_many(source, tmp_path / "out", seed=1).truth.equals(first.truth)
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(source: Path, tmp_path: Path) -> None:
@@ -204,14 +207,10 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(source: Pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize(
-    ("shares", "message"),
-    [({"label_flips": 0.9, "near_duplicates": 0.9}, "or plant less"), ({"label_flips": 1.0}, "or plant less")],
-    ids=["more issues than images", "no image left for copies"],
-)
-def test_more_issues_than_different_images_is_an_error(source: Path, tmp_path: Path, shares: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        plant(source, tmp_path / "out", **shares)
+@pytest.mark.parametrize(("flips", "near"), [(0.9, 0.9), (1.0, 0.02)], ids=["more issues than images", "no image left for copies"])
+def test_more_issues_than_different_images_is_an_error(source: Path, tmp_path: Path, flips: float, near: float) -> None:
+    with pytest.raises(UserError, match="or plant less"):
+        plant(source, tmp_path / "out", label_flips=flips, near_duplicates=near)
     assert not (tmp_path / "out").exists()
 
 

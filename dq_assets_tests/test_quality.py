@@ -31,9 +31,7 @@ THRESHOLDS = Images()
 
 def issues(image: Image.Image) -> set[str]:
     scores = {name: np.array([score]) for name, score in quality.pixel_scores(image).items()}
-    frame = quality.image_properties(
-        np.array([0]), ["0" * 16], scores, np.array([image.width]), np.array([image.height]), THRESHOLDS
-    )
+    frame = quality.image_properties(np.array([0]), ["0" * 16], scores, np.array([image.width]), np.array([image.height]), THRESHOLDS)
     return {check for check in QUALITY_CHECKS if frame[f"is_{check}_issue"][0]}
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+
 from dq_assets.demo.planting import TRUTH
 from dq_assets.demo.scoreboard import Score, average_precision, render, scoreboard
+from dq_assets.schema import TABLES
 from dq_assets.settings import UserError
 
 # path, given, true, dup_group, dup_kind, split, planted. The source image of x.png is src/x.png.
@@ -244,3 +246,12 @@ def test_the_table_fits_100_columns_and_shows_every_line_and_note(board: dict[st
     line = next(line for line in text.splitlines() if line.startswith("label flips "))
     assert line.split() == ["label", "flips", "4", "3", "1", "0.750", "0.833", f"{board['label flips'].average_precision:.3f}"]
     assert "Right class suggested for 2 of 3." in text
+
+
+@pytest.mark.parametrize(
+    ("frame", "table"),
+    [(LABELS, "label_issues"), (DUPS, "near_dups"), (OUTLIERS, "outliers"), (CURATED, "curated_dataset")],
+    ids=["label_issues", "near_dups", "outliers", "curated_dataset"],
+)
+def test_the_columns_that_are_read_are_those_of_the_tables(frame: pl.DataFrame, table: str) -> None:
+    assert set(frame.columns) - {"path"} <= set(TABLES[table].column_names)

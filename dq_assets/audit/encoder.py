@@ -154,22 +154,23 @@ class Encoder:
         """
         import torch
 
+        vectors: list[NDArray[np.float32]] = []
         with torch.inference_mode():
             if self._device != "cpu":
-                return np.asarray(self._forward(torch.from_numpy(batch).to(self._device)).cpu(), np.float32)
-            vectors = []
+                return self._forward(batch) if len(batch) else np.empty((0, self.dim), np.float32)
             for start in range(0, len(batch), FORWARD_ROWS):
-                rows = torch.from_numpy(batch[start : start + FORWARD_ROWS])
-                padded = torch.zeros((FORWARD_ROWS, *rows.shape[1:]), dtype=torch.uint8)
-                padded[: len(rows)] = rows
-                vectors.append(self._forward(padded)[: len(rows)].numpy())
+                rows = batch[start : start + FORWARD_ROWS]
+                padding = np.zeros((FORWARD_ROWS - len(rows), *rows.shape[1:]), np.uint8)
+                vectors.append(self._forward(np.concatenate((rows, padding)))[: len(rows)])
         return np.concatenate(vectors) if vectors else np.empty((0, self.dim), np.float32)
 
-    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
         mean, std = self._scale
         # A permuted NHWC tensor is channels_last already: nothing is copied.
-        result: torch.Tensor = self._network((pixels.permute(0, 3, 1, 2).float() - mean) / std)
-        return result
+        planes = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        return np.asarray(self._network((planes.float() - mean) / std).float().cpu())
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
@@ -321,16 +322,25 @@ def keep_freed_memory() -> bool:
 
 
 def embed_files(
-    paths: Sequence[str], encoder: Encoder, *, batch_size: int, threads: int, max_pixels: int
+    paths: Sequence[str],
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    threads: int,
+    max_pixels: int,
+    content_sha256: Sequence[str] | None = None,
 ) -> Iterator[EmbeddedBatch]:
     """Vectors of image files, in order, in batches of `batch_size`; decoding runs beside the network in `threads` (0: one per core).
 
     Memory does not grow with the number of files: at most PREFETCH batches are decoded ahead. A file that cannot be read or decoded,
     or whose vector is not finite, is a failure of its batch and ends nothing. Closing the generator ends its threads.
+    content_sha256: what each file's bytes should be; other bytes are a failure, so that no vector is stored under a content it is not of.
     """
+    expected: Sequence[str | None] = content_sha256 if content_sha256 is not None else [None] * len(paths)
 
     def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8] | str]]]:
-        return start, [pool.submit(_load, path, encoder, max_pixels) for path in paths[start : start + batch_size]]
+        rows = range(start, min(start + batch_size, len(paths)))
+        return start, [pool.submit(_load, paths[row], expected[row], encoder, max_pixels) for row in rows]
 
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="decode")
     try:
@@ -344,12 +354,16 @@ def embed_files(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(path: str, encoder: Encoder, max_pixels: int) -> NDArray[np.uint8] | str:
+def _load(path: str, expected: str | None, encoder: Encoder, max_pixels: int) -> NDArray[np.uint8] | str:
     """The preprocessed pixels of a file, or in one line why there are none."""
     from dq_assets.audit.images import DECODE_ERRORS, decode_rgb
 
     try:
-        return encoder.preprocess(decode_rgb(path, max_pixels=max_pixels, min_side=encoder.min_side))
+        with open(path, "rb") as file:
+            data = file.read()
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            return "its bytes changed since it was scanned"
+        return encoder.preprocess(decode_rgb(data, max_pixels=max_pixels, min_side=encoder.min_side))
     except DECODE_ERRORS as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return " ".join(text.split())[:200] or type(error).__name__

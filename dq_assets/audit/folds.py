@@ -111,7 +111,13 @@ def _stored_folds(
 
 
 def _fill_new(
-    fold: NDArray[np.int32], first: NDArray[np.int64], component: NDArray[np.int64], codes: NDArray[np.int64], *, n_classes: int, n_folds: int
+    fold: NDArray[np.int32],
+    first: NDArray[np.int64],
+    component: NDArray[np.int64],
+    codes: NDArray[np.int64],
+    *,
+    n_classes: int,
+    n_folds: int,
 ) -> None:
     """Give every component without a fold one, in place."""
     sizes = np.bincount(component, minlength=fold.size)

@@ -60,25 +60,27 @@ def evaluate_gates(
 
 
 def _at_most(name: str, value: float, limit: float, text: str) -> Gate:
-    return Gate(name, "passed" if value <= limit else "failed", name not in ADVISORY, value, limit, text)
+    return Gate(name, "passed" if value <= limit else "failed", name not in ADVISORY, float(value), float(limit), text)
 
 
 def _unreadable(manifest: pl.DataFrame, limit: float) -> Gate:
+    if manifest.is_empty():
+        return Gate("unreadable_share", "not_run", True, None, limit, "the dataset has no files")
     n_bad = manifest.filter(pl.col("status") != "ok").height
-    share = n_bad / max(manifest.height, 1)
+    share = n_bad / manifest.height
     return _at_most("unreadable_share", share, limit, f"{n_bad} of {manifest.height} files could not be read ({share:.2%}, limit {limit:.2%})")
 
 
 def _class_minimum(manifest: pl.DataFrame, left: pl.DataFrame, limit: int) -> Gate:
-    """A class of the manifest that curation emptied counts as 0."""
+    """A class of the manifest that curation emptied counts as 0; a class that only curation knows counts too."""
     counts = left.group_by(label="final_label").agg(n=pl.len())
-    every = manifest.select(label="given_label").drop_nulls().unique().join(counts, on="label", how="left").with_columns(pl.col("n").fill_null(0))
+    names = pl.concat([manifest.select(label="given_label"), left.select(label="final_label")]).drop_nulls().unique()
+    every = names.join(counts, on="label", how="left").select("label", pl.col("n").fill_null(0))
     if every.is_empty():
-        return Gate("class_minimum", "not_run", True, None, limit, "no image has a label")
-    smallest = every.sort("n", "label").row(0, named=True)
-    verdict = "passed" if smallest["n"] >= limit else "failed"
-    text = f"smallest class {smallest['label']!r} has {smallest['n']} images in the curated data (limit {limit})"
-    return Gate("class_minimum", verdict, True, smallest["n"], limit, text)
+        return Gate("class_minimum", "not_run", True, None, float(limit), "no image has a label")
+    name, n = every.sort("n", "label").row(0)
+    text = f"smallest class {name!r} has {n} images in the curated data (limit {limit})"
+    return Gate("class_minimum", "passed" if n >= limit else "failed", True, float(n), float(limit), text)
 
 
 def _noise(label_issues: pl.DataFrame, limit: float) -> Gate:
@@ -91,14 +93,17 @@ def _noise(label_issues: pl.DataFrame, limit: float) -> Gate:
 
 
 def _leakage(left: pl.DataFrame, near_dups: pl.DataFrame, limit: int) -> Gate:
-    in_splits = left.filter(pl.col("split").is_in(["train", "validation", "test"]))
-    grouped = in_splits.join(near_dups.filter(pl.col("group_id").is_not_null()).select("image_id", "group_id"), on="image_id")
-    leaks = grouped.group_by("group_id").agg(n=pl.col("split").n_unique()).filter(pl.col("n") > 1).height
-    text = "the dataset has no splits" if in_splits.is_empty() else f"{leaks} duplicate groups stand in two splits of the curated data (limit {limit})"
-    return _at_most("split_leakage", leaks, limit, text)
+    """An image without a split counts as train: it is trained on."""
+    in_use = left.filter(pl.col("split").ne_missing("unused"))
+    if in_use["split"].is_null().all():
+        return _at_most("split_leakage", 0, limit, "the dataset has no splits")
+    groups = near_dups.filter(pl.col("group_id").is_not_null()).select("image_id", "group_id")
+    parts = in_use.join(groups, on="image_id").group_by("group_id").agg(n=pl.col("split").fill_null("train").n_unique())
+    leaks = parts.filter(pl.col("n") > 1).height
+    return _at_most("split_leakage", leaks, limit, f"{leaks} duplicate groups stand in two splits of the curated data (limit {limit})")
 
 
 def _unlearnable(class_report: pl.DataFrame) -> Gate:
     names = class_report.filter(~pl.col("is_learnable"))["class_name"].to_list()
-    text = f"not checked: {', '.join(names[:5])}" if names else "every class has enough independent images"
+    text = f"not checked: {', '.join(map(repr, names[:5]))}" if names else "every class has enough independent images"
     return _at_most("unlearnable_classes", len(names), 0, text)

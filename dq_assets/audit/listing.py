@@ -5,6 +5,7 @@ A listing that fails raises; it is never an empty listing. Files that are passed
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 
 from dq_assets.settings import Dataset, UserError
 
@@ -27,6 +29,11 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "vali
 """Split names that are understood, and what they are stored as."""
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test", "unused"})
+
+REPEATED = "stands {} times in the list"
+"""The listing's note on a file whose path a manifest repeats."""
+
+NOT_REGULAR = "not a regular file; never opened"
 
 COLUMNS = {
     "path": pl.String,
@@ -60,21 +67,22 @@ class Listing:
 
 def list_source(dataset: Dataset) -> Listing:
     """List a dataset's folder or manifest and apply its labels, splits and groups files. Raises ListingError."""
+    shown = _text(dataset.path)
     if "://" in dataset.path:
-        raise ListingError(f"{dataset.path} is not a local path. Give a folder, or a CSV or Parquet manifest of local files.")
+        raise ListingError(f"{shown} is not a local path. Give a folder, or a CSV or Parquet manifest of local files.")
     root = Path(dataset.path)
     try:
         mode = root.stat().st_mode
     except OSError as error:
-        raise ListingError(f"Cannot read {dataset.path} ({error.strerror}). Give a folder of images or a CSV / Parquet manifest.") from error
+        raise ListingError(f"Cannot read {shown} ({error.strerror}). Give a folder of images or a CSV / Parquet manifest.") from error
     if stat.S_ISDIR(mode):
         listing = _list_folder(root)
-    elif root.suffix.lower() in (".csv", ".parquet"):
+    elif stat.S_ISREG(mode) and root.suffix.lower() in (".csv", ".parquet"):
         root, listing = root.parent, _list_manifest(root)
     else:
-        raise ListingError(f"{dataset.path} is neither a folder nor a .csv or .parquet manifest. Give one of these.")
+        raise ListingError(f"{shown} is neither a folder nor a .csv or .parquet manifest. Give one of these.")
     if listing.files.is_empty():
-        raise ListingError(f"No image was found under {dataset.path} ({_counts(listing.skipped)}). Check the path and the files' suffixes.")
+        raise ListingError(f"No image was found under {shown} ({_counts(listing.skipped)}). Check the path and the files' suffixes.")
     for column, file in (("given_label", dataset.labels), ("split", dataset.splits), ("group", dataset.groups)):
         if file is not None:
             listing = _with_column(listing, root, column, Path(file))
@@ -103,23 +111,41 @@ def _list_folder(root: Path) -> Listing:
     skipped: Counter[str] = Counter()
     found = sorted(_walk(str(root), str(root.resolve()), skipped))
     top = {relative.split(os.sep)[0] for relative, _ in found if os.sep in relative}
-    has_split_level = bool(top) and top <= SPLIT_FOLDERS and all(os.sep in relative for relative, _ in found)
-    rows, taken = [], set()
+    has_split_level = bool(top) and top <= SPLIT_FOLDERS
+    rows: list[tuple[object, ...]] = []
+    taken: set[str] = set()
     for relative, info in found:
         *folders, _ = relative.split(os.sep)
-        split = SPLIT_NAMES[folders.pop(0)] if has_split_level else None
+        split = SPLIT_NAMES[folders.pop(0)] if has_split_level and folders else None
         path = _text(relative)
         if path in taken:  # a name that looks like another name's escapes
             path = urllib.parse.quote_from_bytes(os.fsencode(relative))
+        while path in taken:  # each round turns % into %25, so that it ends
+            path = urllib.parse.quote(path)
         taken.add(path)
-        status, reason = (None, None) if stat.S_ISREG(info.st_mode) else ("not_regular", "neither a file nor a folder; never opened")
         label = _text(folders[0]) if folders else None
-        rows.append((path, _uri(os.path.join(root, relative)), label, split, None, info.st_size, info.st_mtime, status, reason))
+        rows.append((path, _uri(os.path.join(root, relative)), label, split, None, *_facts(info)))
     return Listing(pl.DataFrame(rows, schema=COLUMNS, orient="row"), dict(skipped))
 
 
-def _walk(root: str, real_root: str, skipped: Counter[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative path, stat) of every file with an image suffix. Folder links and links that leave the root are not followed."""
+Facts = tuple[int | None, float | None, str | None, str | None]
+"""bytes, mtime, status, reason."""
+
+
+def _facts(info: os.stat_result | None) -> Facts:
+    """What the listing says of a file; None for one whose folder may be listed but not entered."""
+    if info is None:
+        return None, None, "no_permission", "its folder may not be entered"
+    status, reason = (None, None) if stat.S_ISREG(info.st_mode) else ("not_regular", NOT_REGULAR)
+    return info.st_size, info.st_mtime, status, reason
+
+
+def _walk(root: str, real_root: str, skipped: Counter[str]) -> Iterator[tuple[str, os.stat_result | None]]:
+    """(relative path, stat) of every file with an image suffix. Folder links and links that leave the root are not followed.
+
+    A file that goes away between the listing and its stat is counted; a folder that does fails the listing, since a disk that
+    is being unmounted looks the same.
+    """
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -128,7 +154,8 @@ def _walk(root: str, real_root: str, skipped: Counter[str]) -> Iterator[tuple[st
             with os.scandir(folder) as scan:
                 entries = list(scan)
         except OSError as error:
-            raise ListingError(f"Cannot list {_text(folder)} ({error.strerror}). Give this user permission to read it.") from error
+            what = f"Cannot list {_text(folder)} ({error.strerror})"
+            raise ListingError(f"{what}. Give this user permission to read it, or try again.") from error
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "Thumbs.db":
                 skipped["hidden"] += 1
@@ -142,8 +169,12 @@ def _walk(root: str, real_root: str, skipped: Counter[str]) -> Iterator[tuple[st
             else:
                 n_images += 1
                 try:
-                    info = entry.stat()
-                except FileNotFoundError:
+                    info = os.stat(entry.path)
+                except PermissionError:
+                    info = None
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                        raise ListingError(f"Cannot look at {_text(entry.path)} ({error.strerror}). Mend it, or try again.") from error
                     skipped["gone while listing"] += 1
                     continue
                 yield os.path.relpath(entry.path, root), info
@@ -157,24 +188,37 @@ def _links_to_file_within(entry: os.DirEntry[str], real_root: str) -> bool:
 
 
 def _read_list(file: Path) -> pl.DataFrame:
-    """A CSV or Parquet list with every value as text ("01" is not 1) and lower-case column names."""
+    """A CSV or Parquet list with every value as text ("01" is not 1), empty ones as null, and lower-case column names.
+
+    The file is opened here and not by polars, which takes brackets and stars in a path for a pattern.
+    """
     try:
+        if not file.is_file():
+            raise FileNotFoundError(errno.ENOENT, "not a file")
         if file.suffix.lower() == ".parquet":
-            frame = pl.read_parquet(file)
-            frame = frame.select(pl.col(c).cast(pl.String) for c in frame.columns if not frame.schema[c].is_nested())
+            with file.open("rb") as opened:
+                schema = pl.read_parquet_schema(opened)
+                # Others are no text, and a column of pictures would be read whole.
+                textual = [name for name, kind in schema.items() if not kind.is_nested() and kind != pl.Binary]
+                opened.seek(0)
+                frame = pl.read_parquet(opened, columns=textual).with_columns(cs.float().fill_nan(None)).cast(pl.String)
         else:
-            frame = pl.read_csv(file, infer_schema=False, missing_utf8_is_empty_string=False)
+            frame = pl.read_csv(file.read_bytes(), infer_schema=False)
+        return frame.select(pl.all().replace("", None)).rename({c: c.strip().lstrip("\ufeff").lower() for c in frame.columns})
     except OSError as error:
-        raise ListingError(f"Cannot read {file} ({error.strerror or error}). Check the path.") from error
+        raise ListingError(f"Cannot read {_text(str(file))} ({error.strerror or error}). Check the path.") from error
+    except pl.exceptions.DuplicateError as error:
+        raise ListingError(f"{_text(str(file))} has two columns of one name, but for case or spaces. Rename one.") from error
     except pl.exceptions.PolarsError as error:
-        raise ListingError(f"Cannot read {file}: {str(error).splitlines()[0]}. Save it as UTF-8 CSV with a header, or as Parquet.") from error
-    return frame.rename({c: c.strip().lstrip("\ufeff").lower() for c in frame.columns})
+        what = str(error).splitlines()[0]
+        raise ListingError(f"Cannot read {_text(str(file))}: {what}. Save it as UTF-8 CSV with a header, or as Parquet.") from error
 
 
 def _required(frame: pl.DataFrame, file: Path, *names: str) -> None:
     missing = [n for n in names if n not in frame.columns]
     if missing:
-        raise ListingError(f"{file} has no column {', '.join(missing)} (it has: {', '.join(frame.columns)}). Add it or rename one.")
+        has = ", ".join(frame.columns)
+        raise ListingError(f"{_text(str(file))} has no column {', '.join(missing)} (it has: {has}). Add it or rename one.")
 
 
 def _list_manifest(file: Path) -> Listing:
@@ -188,13 +232,21 @@ def _list_manifest(file: Path) -> Listing:
     frame = frame.with_columns(absent).select("path", "label", "split", "group")
     if n_empty := frame["path"].null_count():
         skipped["rows without a path"] += n_empty
-    frame = frame.drop_nulls("path").with_columns(path=pl.col("path").map_elements(os.path.normpath, return_dtype=pl.String))
-    frame = _without_repeats(frame, file, "label")
-    frame = frame.with_columns(_split_column(frame, file))
+    frame = frame.drop_nulls("path")
+    folder = os.path.abspath(file.parent)
+    frame = frame.with_columns(pl.Series("path", [_within(folder, path) for path in frame["path"]], pl.String), _split_column(frame, file))
+    frame = _without_repeats(frame, file)
     rows = [(*_stat_row(file.parent, path, note), label, split, group) for path, label, split, group, note in frame.iter_rows()]
     order = ["path", "uri", "bytes", "mtime", "status", "reason", "given_label", "split", "group"]
-    files = pl.DataFrame(rows, schema={c: COLUMNS[c] for c in order}, orient="row").select(COLUMNS).sort("path")
+    files = pl.DataFrame(rows, schema={c: COLUMNS[c] for c in order}, orient="row").select(list(COLUMNS)).sort("path")
     return Listing(files, dict(skipped))
+
+
+def _within(folder: str, path: str) -> str:
+    """A path in its one spelling: relative to the absolute `folder` where it lies in it."""
+    path = os.path.normpath(path)
+    inside = os.path.isabs(path) and os.path.commonpath([path, folder]) == folder
+    return os.path.relpath(path, folder) if inside else path
 
 
 def _stat_row(folder: Path, path: str, note: str | None) -> tuple[str, str, int | None, float | None, str | None, str | None]:
@@ -207,29 +259,35 @@ def _stat_row(folder: Path, path: str, note: str | None) -> tuple[str, str, int 
         return path, _uri(file), None, None, "no_permission", "its folder may not be read"
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a NUL byte
         return path, _uri(file.replace("\0", "")), None, None, "missing", f"not a usable path: {error}"
-    if not stat.S_ISREG(info.st_mode):
-        return path, _uri(file), info.st_size, info.st_mtime, "not_regular", "neither a file nor a folder; never opened"
-    return path, _uri(file), info.st_size, info.st_mtime, None, note
+    size, mtime, status, reason = _facts(info)
+    return path, _uri(file), size, mtime, status, reason or note
 
 
-def _without_repeats(frame: pl.DataFrame, file: Path, column: str) -> pl.DataFrame:
-    """One row per path with a column `note`; raises if a path stands there with two different values."""
-    grouped = frame.group_by("path", maintain_order=True).agg(pl.all().first(), n=pl.len(), n_values=pl.col(column).n_unique())
-    clashing = grouped.filter(pl.col("n_values") > 1)
-    if not clashing.is_empty():
-        shown = "; ".join(
-            f"{p} is {', '.join(sorted(map(str, frame.filter(pl.col('path') == p)[column].unique())))}" for p in clashing["path"].head(5)
-        )
-        raise ListingError(f"{file} gives {len(clashing)} paths more than one {column}: {shown}. Keep one row for each.")
-    note = pl.when(pl.col("n") > 1).then(pl.format("stands {} times in the list", "n"))
-    return grouped.with_columns(note=note).drop("n", "n_values")
+def _without_repeats(frame: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """One row per path with a column `note`; raises if a path stands there with two different values of another column."""
+    columns = [c for c in frame.columns if c != "path"]
+    grouped = frame.group_by("path", maintain_order=True).agg(
+        pl.col(columns).first(), pl.col(columns).n_unique().name.suffix(" values"), n=pl.len()
+    )
+    for column in columns:
+        clashing = grouped.filter(pl.col(f"{column} values") > 1)["path"]
+        if not clashing.is_empty():
+            shown = "; ".join(
+                f"{path} is {', '.join(frame.filter(pl.col('path') == path)[column].fill_null('empty').unique().sort())}"
+                for path in clashing.head(5)
+            )
+            raise ListingError(f"{_text(str(file))} gives {len(clashing)} paths more than one {column}: {shown}. Keep one row for each.")
+    note = pl.when(pl.col("n") > 1).then(pl.format(REPEATED, "n"))
+    return grouped.select("path", *columns, note=note)
 
 
-def _split_column(frame: pl.DataFrame, file: Path) -> pl.Expr:
-    unknown = sorted(set(frame["split"].drop_nulls().str.to_lowercase().unique()) - SPLIT_NAMES.keys())
+def _split_column(frame: pl.DataFrame, file: Path) -> pl.Series:
+    """The column `split` in canonical names."""
+    split = frame["split"].str.strip_chars().str.to_lowercase()
+    unknown = sorted(set(split.drop_nulls()) - SPLIT_NAMES.keys())
     if unknown:
-        raise ListingError(f"{file} has unknown splits: {', '.join(unknown[:5])}. Use {', '.join(sorted(SPLIT_NAMES))}.")
-    return pl.col("split").str.to_lowercase().replace_strict(SPLIT_NAMES, default=None, return_dtype=pl.String)
+        raise ListingError(f"{_text(str(file))} has unknown splits: {', '.join(unknown[:5])}. Use {', '.join(sorted(SPLIT_NAMES))}.")
+    return split.replace_strict(SPLIT_NAMES, default=None, return_dtype=pl.String)
 
 
 def _with_column(listing: Listing, root: Path, column: str, file: Path) -> Listing:
@@ -241,30 +299,25 @@ def _with_column(listing: Listing, root: Path, column: str, file: Path) -> Listi
     if column == "split":
         frame = frame.with_columns(_split_column(frame, file))
     paths = set(listing.files["path"])
-    resolved = pl.Series("path", [_resolve(p, root, file.parent, paths) for p in frame["path"]], pl.String)
+    folders = (os.path.abspath(root), os.path.abspath(file.parent))
+    resolved = pl.Series("path", [_resolve(p, *folders, paths) for p in frame["path"]], pl.String)
     matched = frame.with_columns(resolved).drop_nulls("path")
     if matched.is_empty():
         theirs = frame["path"][0] if len(frame) else "(no rows)"
         raise ListingError(
-            f"No path of {file} is a file of the dataset: it has {theirs!r}, the dataset {listing.files['path'][0]!r}."
+            f"No path of {_text(str(file))} is a file of the dataset: it has {theirs!r}, the dataset {listing.files['path'][0]!r}."
             " Give paths relative to PATH or to the CSV's folder."
         )
-    matched = _without_repeats(matched, file, wanted).select("path", pl.col(wanted).alias(column))
-    files = listing.files.drop(column).join(matched, on="path", how="left", maintain_order="left").select(COLUMNS)
-    skipped = dict(listing.skipped)
-    for reason, n in (
-        (f"rows of {file.name} without a file", len(frame) - len(frame.with_columns(resolved).drop_nulls("path"))),
-        (f"files not in {file.name}", len(paths) - len(matched)),
-    ):
-        if n:
-            skipped[reason] = n
-    return Listing(files, skipped)
+    n_unmatched = len(frame) - len(matched)
+    matched = _without_repeats(matched, file).select("path", pl.col(wanted).alias(column))
+    files = listing.files.drop(column).join(matched, on="path", how="left", maintain_order="left").select(list(COLUMNS))
+    counts = {f"rows of {_text(file.name)} without a file": n_unmatched, f"files not in {_text(file.name)}": len(paths) - len(matched)}
+    return Listing(files, listing.skipped | {reason: n for reason, n in counts.items() if n})
 
 
-def _resolve(path: str, root: Path, folder: Path, known: set[str]) -> str | None:
-    """A CSV's path as the listing's: relative to PATH first, then to the CSV's folder."""
-    direct = os.path.normpath(path)
-    if direct in known:
-        return direct
-    through_folder = os.path.relpath(os.path.join(os.path.abspath(folder), path), os.path.abspath(root))
-    return through_folder if through_folder in known else None
+def _resolve(path: str, root: str, folder: str, known: set[str]) -> str | None:
+    """A CSV's path as the listing's: relative to PATH first, then to the CSV's folder (both absolute)."""
+    for candidate in (_within(root, path), _within(root, os.path.join(folder, path))):
+        if candidate in known:
+            return candidate
+    return None

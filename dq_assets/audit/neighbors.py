@@ -92,15 +92,13 @@ def _distinct_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArra
 
 def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k nearest other points of each row, settled: (len(rows), k) numbers and distances. Points are distinct unit rows."""
-    import faiss
-
     asked = min(k + 1 + SPARE, len(points))
-    products, candidates = faiss.knn(points[rows], points, asked, metric=faiss.METRIC_INNER_PRODUCT)
+    products, candidates = _candidates(points[rows], points, asked)
     near, far = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
     step = max(1, RERANK_FLOATS // (asked * points.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        near[part], far[part] = _settle(points, rows[part], candidates[part].astype(np.int64), k)
+        near[part], far[part] = _settle(points, rows[part], candidates[part], k)
     if asked < len(points):
         # A point that faiss left out is at least as far as its last candidate, up to the noise.
         for i in np.flatnonzero(far[:, -1:].max(axis=1, initial=0) >= (1 - products[:, -1]) - NOISE):
@@ -110,6 +108,16 @@ def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tup
             chosen = np.flatnonzero(everything <= limit)
             near[i], far[i] = (part[0] for part in _settle(points, rows[i : i + 1], chosen[None, :], k))
     return near, far
+
+
+def _candidates(
+    queries: NDArray[np.float32], points: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The largest inner products of each query, descending, and whose they are: flat search, without a second copy of the points."""
+    import faiss
+
+    products, numbers = faiss.knn(queries, points, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return products, numbers.astype(np.int64)
 
 
 def _settle(

@@ -220,7 +220,8 @@ def _fit(
 
     lda = _descend(lambda value: attempt(_lda, value), SHRINKAGE)
     ridge = _descend(lambda value: attempt(_ridge, value), PENALTY)
-    mean = 0.5 * (lda.logits / lda.temperature + ridge.logits / ridge.temperature)
+    half = np.float32(0.5)
+    mean: Float = half * (lda.logits / np.float32(lda.temperature) + ridge.logits / np.float32(ridge.temperature))
     temperature, _ = _temperature(mean, given)
     a, b = (np.float32(0.5 / one.temperature / temperature) for one in (lda, ridge))
     # Both heads are linear, so their weighted mean is one matrix.
@@ -234,7 +235,7 @@ def _fit(
         "ridge_temperature": ridge.temperature,
         "shrinkage": lda.value,
         "penalty": ridge.value,
-        "ece_before": _ece(_softmax(0.5 * (lda.logits + ridge.logits)), given),
+        "ece_before": _ece(_softmax(half * (lda.logits + ridge.logits)), given),
         "ece_after": _ece(_softmax(mean / np.float32(temperature)), given),
     }
 
@@ -331,4 +332,5 @@ def _no_metrics(n_classes: int, n_labelled: int, n_folds: int) -> dict[str, floa
     names = ("log_loss", "accuracy", "ece_before", "ece_after", "shrinkage", "penalty")
     nothing: dict[str, float | list[float]] = {name: float("nan") for name in names}
     temperatures = {name: 1.0 for name in ("temperature", "lda_temperature", "ridge_temperature")}
-    return nothing | temperatures | {"accuracy_per_fold": [float("nan")] * n_folds, "n_classes": float(n_classes), "n_labelled": float(n_labelled)}
+    counts = {"n_classes": float(n_classes), "n_labelled": float(n_labelled)}
+    return nothing | temperatures | counts | {"accuracy_per_fold": [float("nan")] * n_folds}

@@ -128,9 +128,9 @@ def odd_sizes(width: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.nda
 def _sample(image: Image.Image) -> np.ndarray:
     """(n, 3) uint8 pixels of an even grid over the image, n at most SAMPLE_PIXELS; all pixels of a small image.
 
-    Picked, not averaged: halving 224 px photos by averaging moves the percentiles by up to .20, picking by up to .018
-    (500 photos, 9,400 pixels left). At the size that is used, about 47,000 of 187,500 pixels, picking moves them by at most .003,
-    .0005 in the mean (60 pictures); images up to SAMPLE_PIXELS are exact.
+    Picked, not averaged: shrinking 224 px photos to 128 by averaging moves the percentiles by up to .20, picking by up to .018
+    (500 photos). At the size that is used, about 47,000 of 187,500 pixels, picking moves them by at most .003, .0005 in the
+    mean (60 mosaics of photos, for want of larger ones); images up to SAMPLE_PIXELS are exact.
     """
     step = math.ceil(math.sqrt(image.width * image.height / SAMPLE_PIXELS))
     if step > 1:
@@ -165,7 +165,7 @@ def _blurry(grey: Image.Image) -> float:
     s is dropped at .18 or less: it saves drawings and plain pictures, whose histogram is all in a few values, from being called
     blurry. CleanVision shrinks in colour and converts then; the other order saves two thirds of the resampling and moves
     the score by at most .002 (800 photos). So does reducing_gap, which halves the rest on 500 px and bounds the work on large
-    images: at most .002 (60 pictures; .007 at a gap of 2).
+    images: at most .002 (60 mosaics of photos; .007 at a gap of 2).
     """
     ratio = max(grey.size) / BLUR_SIDE
     if ratio > 1:

@@ -7,7 +7,7 @@ file with the same address, size and modification time is used again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from dq_assets.audit.images import ImageRecord, inspect
-from dq_assets.audit.listing import local_path
+from dq_assets.audit.listing import REPEATED, local_path
 from dq_assets.audit.quality import image_properties
 from dq_assets.schema import QUALITY_CHECKS
 from dq_assets.settings import Images
@@ -48,12 +48,19 @@ RECHECKED = ("missing", "no_permission", "not_regular")
 def known_records(manifest: pl.DataFrame, properties: pl.DataFrame) -> pl.DataFrame:
     """What the published tables know of their files, with RECORD_SCHEMA."""
     joined = manifest.join(properties, on="image_id", how="left", maintain_order="left")
-    return joined.filter(~pl.col("status").is_in(RECHECKED)).select(pl.col(name).cast(kind) for name, kind in RECORD_SCHEMA.items())
+    own = pl.col("reason").str.replace(_NOTE, "")
+    return joined.with_columns(reason=pl.when(own != "").then(own)).select(pl.col(name).cast(kind) for name, kind in RECORD_SCHEMA.items())
 
 
 def unread(files: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    """The files that no record with the same address, size and modification time covers."""
-    return files.filter(pl.col("status").is_null()).join(known, on=["uri", "bytes", "mtime"], how="anti", maintain_order="left")
+    """The files that no record with the same address, size and modification time covers.
+
+    A record that says nothing about the bytes covers none: what changes with a permission or a disk's fault is not the time.
+    """
+    says_nothing = pl.col("status").is_in(RECHECKED) | ((pl.col("status") == "unreadable") & pl.col("content_sha256").is_null())
+    return files.filter(pl.col("status").is_null()).join(
+        known.filter(~says_nothing), on=["uri", "bytes", "mtime"], how="anti", maintain_order="left"
+    )
 
 
 def scan(uris: list[str], settings: Images, *, block: int = 1024) -> Iterator[pl.DataFrame]:
@@ -80,13 +87,19 @@ def manifest_and_properties(
 
     files: the listing; records: RECORD_SCHEMA, for every file whose listing has no status; image_ids: path, image_id.
     """
-    latest = records.unique("uri", keep="last")
-    joined = files.join(latest, on="uri", how="left", suffix="_read", maintain_order="left").join(image_ids, on="path", how="left")
+    # A file that is missing now must not inherit what an earlier scan read of it: a null key joins with nothing.
+    to_read = pl.col("status").is_null()
+    latest = records.unique("uri", keep="last").rename({"uri": "read"})
+    joined = (
+        files.with_columns(read=pl.when(to_read).then("uri"))
+        .join(latest, on="read", how="left", suffix="_read", maintain_order="left")
+        .join(image_ids, on="path", how="left", maintain_order="left")
+    )
     note = pl.concat_str(["reason_read", "reason"], separator="; ", ignore_nulls=True)
     manifest = joined.with_columns(
         status=pl.coalesce("status", "status_read"),
-        bytes=pl.coalesce("bytes_read", "bytes"),
-        mtime=pl.coalesce("mtime_read", "mtime"),
+        bytes=pl.when(to_read).then("bytes_read").otherwise("bytes"),
+        mtime=pl.when(to_read).then("mtime_read").otherwise("mtime"),
         reason=pl.when(note != "").then(note),
     ).sort("image_id")
     fine = manifest.filter(pl.col("status") == "ok")
@@ -102,8 +115,7 @@ def manifest_and_properties(
     return manifest.select(columns), properties
 
 
+_NOTE = "(^|; )" + REPEATED.format(r"\d+") + "$"
+"""The listing's own note at the end of a published reason; the listing says it anew."""
+
 _MANIFEST_READ = ("content_sha256", "pixel_hash", "width", "height", "format", "mode", "bytes", "mtime", "status", "reason")
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""

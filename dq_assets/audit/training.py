@@ -1,6 +1,6 @@
 """Does curation help? A linear probe is trained on the raw and on the curated labels and scored on the same held-out images.
 
-The held-out part is the test split, else fold 0 of components; its labels are the given ones, so a policy cannot grade itself.
+The held-out part is the labelled test split, else fold 0 of components; its labels are the given ones, so a policy cannot grade itself.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def gain_of_curation(
     image_id order. training_set is the table. The gain's interval is a paired bootstrap over the held-out images
     (Efron 1979), seed 0. With nothing to score or to train on, accuracies and gain are null.
     """
-    part = manifest.select(part=held_out_split(manifest))["part"].to_numpy()
+    labelled = manifest.filter(codes >= 0)
+    part = manifest.select(part=held_out_split(labelled))["part"].to_numpy()
     in_use = (manifest["split"].fill_null("train") != "unused").to_numpy() & (codes >= 0)
     held_out = (part == "test") & in_use
     raw = np.where((part == "train") & in_use, codes, -1)
     curated = _curated_codes(manifest["image_id"].to_numpy(), training_set, class_names)
     fold = manifest["fold"].to_numpy()
     report: dict[str, Any] = {
-        "held_out": "test split" if (manifest["split"] == "test").any() else "fold 0",
+        "held_out": "test split" if (labelled["split"] == "test").any() else "fold 0",
         "n_train_raw": int((raw >= 0).sum()),
         "n_train_curated": int((curated >= 0).sum()),
         "n_held_out": int(held_out.sum()),
@@ -61,9 +62,11 @@ def gain_of_curation(
 
 
 def _curated_codes(image_id: NDArray[np.int64], training_set: pl.DataFrame, class_names: list[str]) -> NDArray[np.int64]:
-    """(n,) code of each image's training label, -1 where it is not trained on."""
+    """(n,) code of each image's training label, -1 where it is not trained on. Raises ValueError for an image that is not there."""
     index = {name: code for code, name in enumerate(class_names)}
     rows = training_set.filter(pl.col("split") == "train")
+    if not np.isin(rows["image_id"].to_numpy(), image_id).all():
+        raise ValueError("training_set has images that are no longer readable. Audit again.")
     codes = np.full(len(image_id), -1, np.int64)
     codes[np.searchsorted(image_id, rows["image_id"].to_numpy())] = [index[label] for label in rows["label"]]
     return codes

@@ -3,7 +3,7 @@
 A body asks whether its table is fresh, runs its stage if not, and reports the version. Nothing is computed here.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster inspects the type of `context` and refuses a string.
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

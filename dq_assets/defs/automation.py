@@ -59,12 +59,12 @@ def automation_sensor() -> dg.AutomationConditionSensorDefinition:
     )
 
 
-def schedules(dataset: Dataset, job: dg.UnresolvedAssetJobDefinition) -> Sequence[dg.ScheduleDefinition]:
+def schedules(dataset: Dataset) -> Sequence[dg.ScheduleDefinition]:
     """The schedule full_audit__<name>, or none if the setting is empty."""
     cron = dataset.settings.automation.schedule
     if not cron:
         return []
-    return [dg.ScheduleDefinition(name=job_name(dataset), job=job, cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING)]
+    return [dg.ScheduleDefinition(name=job_name(dataset), job_name=job_name(dataset), cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING)]
 
 
 def partition_changes(listing: Listing, audited: pl.DataFrame) -> Changes:
@@ -88,7 +88,7 @@ def decide(digest: str, audited_digest: str | None, cursor: str | None, changes:
     return Decision(True, f"The source changed: {changes}." if changes else "The source was never audited.", digest)
 
 
-def source_sensor(dataset: Dataset, home: Home, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def source_sensor(dataset: Dataset, home: Home) -> dg.SensorDefinition:
     """Re-audits when files are added, changed, removed or re-added, or labels, splits or groups change.
 
     No run_key: Dagster would skip a key that it has seen, and so a file that was removed and added again.
@@ -96,7 +96,7 @@ def source_sensor(dataset: Dataset, home: Home, job: dg.UnresolvedAssetJobDefini
 
     @dg.sensor(
         name=f"watch__{dataset.slug}",
-        job=job,
+        job_name=job_name(dataset),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=dataset.settings.automation.sensor_seconds,
         description=f"Audits {dataset.name} when its source changes.",

@@ -4,7 +4,7 @@ All block: integrity where it stands, the gates before training_set, so that a b
 asset: an op costs 0.1 s. The gates' op is also what completes an audit.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster inspects the type of `context` and refuses a string.
 
 from collections.abc import Iterator
 from typing import Any

@@ -6,6 +6,7 @@ No Dagster and no algorithm here. Each returns the version that it published; it
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from dq_assets.audit import confident, curation, duplicates, encoder, folds, nea
 from dq_assets.audit.images import decode_rgb
 from dq_assets.audit.listing import list_source, local_path
 from dq_assets.defs.session import Session
+from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
 from dq_assets.store import audits
 from dq_assets.store.scratch import ScanScratch
@@ -143,7 +145,7 @@ def nearest(session: Session) -> Version:
     """Publish neighbors."""
     image_id, vectors = _vectors(session)
     with session.report.bar("Searching neighbours", len(image_id)) as advance:
-        positions, distances = neighbors.nearest_neighbors(vectors, session.settings.neighbors.k, progress=advance)
+        positions, distances = neighbors.nearest_neighbors(vectors, session.settings.neighbors.k, progress=as_total(advance))
     metrics = {"median nearest distance": float(np.median(distances[:, 0]))} if distances.size else {}
     return session.publish_matrix("neighbors", _blocks(image_id, neighbor_ids=image_id[positions], distances=distances), metrics)
 
@@ -171,12 +173,15 @@ def duplicate_groups(session: Session) -> Version:
         return np.asarray(picture)
 
     with session.report.bar("Comparing pictures", len(pairs)) as advance:
-        confirmed = duplicates.confirm_pairs(pairs, load, options, threads=images.threads, progress=advance)
+        confirmed = duplicates.confirm_pairs(
+            pairs, load, options, threads=images.threads or os.cpu_count() or 1, progress=as_total(advance)
+        )
     groups = duplicates.duplicate_groups(image_id, fine["content_sha256"].to_list(), fine["pixel_hash"].to_list(), pairs, confirmed)
     metrics = {
         "groups": groups["group_id"].n_unique(),
         "pairs compared": len(pairs),
         "pairs confirmed": int(np.isfinite(confirmed).sum()),
+        "pairs that could not be read": int(np.isinf(confirmed).sum()),
         **{f"images {kind}": n for kind, n in groups["kind"].value_counts().sort("kind").iter_rows()},
     }
     return session.publish("duplicate_groups", groups, metrics)
@@ -242,7 +247,7 @@ def label_issues(session: Session) -> Version:
     names, codes = _classes(session)
     image_id = session.fine()["image_id"].to_numpy()
     table = confident.label_issues(
-        image_id, codes, _probs(session), names, learnable=_learnable(session, names), settings=session.settings.labels
+        image_id, codes, _probs(session), class_names=names, learnable=_learnable(session, names), settings=session.settings.labels
     )
     estimate = ontology.noise_estimate(table)
     metrics = {
@@ -280,14 +285,16 @@ def duplicate_verdicts(session: Session) -> Version:
 def class_report(session: Session) -> Version:
     """Publish the class report."""
     names, codes = _classes(session)
-    table = ontology.class_report(codes, _probs(session), session.table("label_issues"), names, _learnable(session, names))
+    table = ontology.class_report(
+        codes, _probs(session), session.table("label_issues"), class_names=names, learnable=_learnable(session, names)
+    )
     return session.publish("class_report", table, {"classes": len(table), "not learnable": int((~table["is_learnable"]).sum())})
 
 
 def ontology_report(session: Session) -> Version:
     """Publish the ontology report."""
     names, codes = _classes(session)
-    table = ontology.ontology_report(codes, _probs(session), session.table("label_issues"), names)
+    table = ontology.ontology_report(codes, _probs(session), session.table("label_issues"), class_names=names)
     return session.publish("ontology_report", table, {"pairs": len(table), "corrections": int((table["n_a_to_b"] + table["n_b_to_a"]).sum())})
 
 

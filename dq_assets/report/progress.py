@@ -15,6 +15,18 @@ Advance = Callable[[int], None]
 """Called with how many more are done."""
 
 
+def as_total(advance: Advance) -> Advance:
+    """A callback for functions that report how many are done so far, rather than how many more."""
+    done = 0
+
+    def report(total_done: int) -> None:
+        nonlocal done
+        advance(total_done - done)
+        done = total_done
+
+    return report
+
+
 class Reporter(Protocol):
     """Where progress goes."""
 
@@ -50,7 +62,8 @@ class LogReporter:
                 self._write(f"{label}: {done} of {total}, {done / (now - started):.0f}/s, {left:.0f} s left")
 
         yield advance
-        self._write(f"{label}: {done} of {total} in {time.monotonic() - started:.1f} s")
+        if total:
+            self._write(f"{label}: {done} of {total} in {time.monotonic() - started:.1f} s")
 
     def say(self, line: str) -> None:
         """See Reporter."""
@@ -74,7 +87,7 @@ class TerminalReporter:
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
         """See Reporter."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or total == 0:
             with self._plain.bar(label, total) as advance:
                 yield advance
             return

@@ -1,0 +1,237 @@
+"""The encoder on real photographs: right weights, right preprocessing, vectors that depend on nothing but the image."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import timm
+import torch
+from PIL import Image, ImageFilter
+
+from dq_assets import settings
+from dq_assets.audit import encoder as encoding
+from dq_assets.audit.encoder import Encoder, embed_files, encoder_id
+from dq_assets.settings import UserError
+
+PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
+DAISY, PALACE = 985, 698  # ImageNet classes
+LIMIT = 178_956_970
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """21 crops of two photos, with a file that is no image at position 5 and a missing one at 11."""
+    folder = tmp_path_factory.mktemp("photos")
+    photos = [Image.open(PHOTOS / name) for name in ("flower.jpg", "china.jpg")]
+    paths = []
+    for i in range(21):
+        paths.append(str(folder / f"{i:02}.jpg"))
+        photos[i % 2].crop((10 * i, 5 * i, 10 * i + 200, 5 * i + 150)).save(paths[-1])
+    Path(paths[5]).write_bytes(b"not an image")
+    Path(paths[11]).unlink()
+    return paths
+
+
+def photo(name: str) -> Image.Image:
+    return Image.open(PHOTOS / name).convert("RGB")
+
+
+def probability(encoder: Encoder, name: str, label: int, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> float:
+    """Of an ImageNet class, by the network's own classifier on the encoder's vector of a photo."""
+    kept = encoder._scale
+    if mean is not None and std is not None:
+        encoder._scale = tuple(torch.tensor(v).mul(255).view(1, 3, 1, 1).to(kept[0].device) for v in (mean, std))
+    vector = encoder(encoder.preprocess(photo(name))[None])
+    encoder._scale = kept
+    with torch.inference_mode():
+        classes = encoding.load_lite0(num_classes=1000).classifier(torch.from_numpy(vector)).softmax(1)[0]
+    if mean is None:
+        assert int(classes.argmax()) == label
+    return float(classes[label])
+
+
+@pytest.mark.parametrize(("name", "label"), [("flower.jpg", DAISY), ("china.jpg", PALACE)])
+def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower(encoder: Encoder, name: str, label: int) -> None:
+    right = probability(encoder, name, label)
+    assert right > 0.25
+    assert probability(encoder, name, label, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) < right - 0.03
+    assert probability(encoder, name, label, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) < right - 0.03
+
+
+def test_folding_batch_norm_into_convolutions_changes_no_vector() -> None:
+    pixels = torch.rand(4, 3, 224, 224) * 2 - 1
+    with torch.inference_mode():
+        plain = encoding.load_lite0()(pixels)
+        folded = encoding.fold_batch_norm(encoding.load_lite0())
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+        assert float((folded(pixels) - plain).norm() / plain.norm()) < 1e-4
+
+
+def test_the_preprocessing_is_timms_own() -> None:
+    network = encoding.load_lite0(num_classes=1000)
+    assert encoding.preprocessing_of(network) == encoding.LITE0
+    assert encoding.LITE0.mean == encoding.LITE0.std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (224, 224), (257, 255), (30, 41), (1, 1), (60, 900)], ids=str)
+def test_resize_and_crop_give_the_pixels_of_timms_transform(size: tuple[int, int], mode: str) -> None:
+    # Smooth: on noise the two differ where values are clipped between the passes, which PIL orders by the shape of the result.
+    image = photo("china.jpg").resize(size).filter(ImageFilter.GaussianBlur(2))
+    transform = timm.data.create_transform((3, 224, 224), crop_pct=0.875, crop_mode=mode, interpolation="bicubic", use_prefetcher=True)
+    how = encoding.Preprocessing((224, 224), 0.875, mode, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    ours = encoding.preprocess(image, how)
+    assert ours.shape == (224, 224, 3)
+    assert ours.dtype == np.uint8
+    assert np.abs(ours.astype(int) - np.moveaxis(np.asarray(transform(image)), 0, -1)).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)], ids=str)
+def test_a_thread_of_pixels_is_embedded_without_blowing_it_up(size: tuple[int, int], encoder: Encoder) -> None:
+    assert encoder.preprocess(Image.new("RGB", size, "red")).shape == (224, 224, 3)
+
+
+def test_a_vector_does_not_depend_on_its_batch(encoder: Encoder) -> None:
+    batch = np.random.default_rng(0).integers(0, 256, (encoding.FORWARD_ROWS + 3, *encoder.input_size, 3), dtype=np.uint8)
+    together = encoder(batch)
+    assert together.shape == (len(batch), encoder.dim) == (len(batch), 1280)
+    assert together.dtype == np.float32
+    for i in (0, 7, len(batch) - 1):
+        np.testing.assert_array_equal(encoder(batch[i : i + 1])[0], together[i])
+    assert encoder(batch[:0]).shape == (0, 1280)
+
+
+def test_files_come_in_order_and_a_bad_one_is_a_failure_with_a_reason(encoder: Encoder, files: list[str]) -> None:
+    batches = list(embed_files(files, encoder, batch_size=4, threads=2, max_pixels=LIMIT))
+    assert [len(b.positions) + len(b.failures) for b in batches] == [4, 4, 4, 4, 4, 1]
+    positions = np.concatenate([b.positions for b in batches])
+    assert positions.tolist() == [i for i in range(21) if i not in (5, 11)]
+    failures = {position: reason for b in batches for position, reason in b.failures.items()}
+    assert sorted(failures) == [5, 11]
+    assert all(reason and "\n" not in reason for reason in failures.values())
+    vectors = np.concatenate([b.vectors for b in batches])
+    whole = next(iter(embed_files(files, encoder, batch_size=100, threads=1, max_pixels=LIMIT)))
+    np.testing.assert_array_equal(vectors, whole.vectors)
+    np.testing.assert_array_equal(vectors[0], encoder(encoder.preprocess(Image.open(files[0]))[None])[0])
+
+
+def test_batches_of_nothing_but_failures_and_of_no_files_work(encoder: Encoder, files: list[str]) -> None:
+    (batch,) = embed_files([files[5], files[11]], encoder, batch_size=2, threads=1, max_pixels=LIMIT)
+    assert batch.vectors.shape == (0, 1280)
+    assert sorted(batch.failures) == [0, 1]
+    assert list(embed_files([], encoder, batch_size=2, threads=1, max_pixels=LIMIT)) == []
+
+
+def test_an_image_with_too_many_pixels_is_a_failure(encoder: Encoder, files: list[str]) -> None:
+    (batch,) = embed_files(files[:1], encoder, batch_size=2, threads=1, max_pixels=100)
+    assert "100" in batch.failures[0]
+
+
+def test_a_vector_that_is_not_finite_is_a_failure(encoder: Encoder, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_scale", (encoder._scale[0], encoder._scale[1] * float("nan")))
+    (batch,) = embed_files(files[:2], encoder, batch_size=2, threads=1, max_pixels=LIMIT)
+    assert len(batch.positions) == len(batch.vectors) == 0
+    assert batch.failures == {0: "the vector is not finite", 1: "the vector is not finite"}
+
+
+def test_closing_early_ends_the_threads(encoder: Encoder, files: list[str]) -> None:
+    batches = embed_files(files * 20, encoder, batch_size=2, threads=3, max_pixels=LIMIT)
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_only_a_few_batches_are_decoded_ahead(encoder: Encoder, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    load = encoding._load
+    monkeypatch.setattr(encoding, "_load", lambda path, *rest: (loaded.append(path), load(path, *rest))[1])
+    batches = embed_files(files * 20, encoder, batch_size=2, threads=2, max_pixels=LIMIT)
+    next(batches)
+    time.sleep(0.2)
+    assert len(loaded) <= 2 * (encoding.PREFETCH + 1)
+    batches.close()
+
+
+def test_the_identity_needs_neither_torch_nor_timm() -> None:
+    code = (
+        "import sys, time; from dq_assets import settings; from dq_assets.audit.encoder import encoder_id; t = time.perf_counter();"
+        "print(encoder_id(settings.Encoder()), time.perf_counter() - t, 'torch' in sys.modules, 'timm' in sys.modules)"
+    )
+    identity, seconds, *imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert identity == encoder_id(settings.Encoder())
+    assert float(seconds) < 0.5  # 0.03 when nothing else runs
+    assert imported == ["False", "False"]
+
+
+def test_the_identity_changes_with_model_and_preprocessing_and_not_with_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = encoder_id(settings.Encoder())
+    assert identity.startswith("tf_efficientnet_lite0@")
+    assert encoder_id(settings.Encoder(batch_size=7)) == identity
+    assert encoder_id(settings.Encoder(model="resnet18")).startswith("resnet18@timm-")
+    monkeypatch.setattr(encoding, "LITE0", encoding.Preprocessing((224, 224), 1.0, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3))
+    assert encoder_id(settings.Encoder()) != identity
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = torch.load(encoding.lite0_weights(), weights_only=True)
+    name, tensor = next(iter(stored.items()))
+    monkeypatch.setattr(encoding, "lite0_weights", lambda: str(tmp_path / "weights.pth"))
+    torch.save({**stored, name: tensor[:5]}, tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match=r"do not fit conv_stem\.weight"):
+        encoding.load_lite0()
+    torch.save(dict(list(stored.items())[:-1]), tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match="has 295 tensors"):
+        encoding.load_lite0()
+
+
+def test_an_unknown_model_is_answered_with_close_names() -> None:
+    with pytest.raises(UserError, match=r"no model 'resnet_18'.*resnet18.*--set encoder\.model"):
+        Encoder("resnet_18")
+
+
+def test_a_model_without_weights_is_refused_rather_than_random() -> None:
+    with pytest.raises(UserError, match=r"no pretrained weights for 'efficientnet_b6'.*--set"):
+        Encoder("efficientnet_b6")
+
+
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> socket.socket:
+    """A hub that takes connections and never answers, and an empty cache."""
+    from huggingface_hub import constants
+
+    for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "hf_endpoint")]:
+        monkeypatch.delenv(name)
+    server = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(encoding, "HUB_SECONDS", 0.5)
+    return server
+
+
+def test_a_hub_that_does_not_answer_is_one_clear_error(silent_hub: socket.socket) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"'resnet18' cannot be fetched .*--set encoder\.model=tf_efficientnet_lite0\.$") as caught:
+        Encoder("resnet18")
+    assert time.monotonic() - started < 5
+    assert "\n" not in str(caught.value)
+    silent_hub.close()
+
+
+def test_a_hub_that_is_not_there_is_one_clear_error(silent_hub: socket.socket) -> None:
+    silent_hub.close()
+    with pytest.raises(UserError, match=r"'resnet18' cannot be fetched .*--set encoder\.model=tf_efficientnet_lite0\.$"):
+        Encoder("resnet18")

@@ -1,0 +1,150 @@
+"""Out-of-fold probabilities: honest, calibrated, complete, whatever the classes and vectors look like."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from dq_assets.audit import oof
+from dq_assets.audit.oof import oof_probabilities
+
+
+def blobs(n: int = 600, d: int = 16, n_classes: int = 3, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, n_classes, n)
+    centres = rng.normal(size=(n_classes, d)) * 2
+    return (centres[labels] + rng.normal(size=(n, d)) * spread).astype(np.float32), labels, np.arange(n) % 5
+
+
+def assert_distributions(probs: np.ndarray) -> None:
+    assert probs.dtype == np.float32
+    assert np.isfinite(probs).all()
+    assert probs.min() >= 0
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+
+
+def test_separable_classes_are_recognised_and_the_probabilities_are_distributions() -> None:
+    vectors, labels, folds = blobs()
+    result = oof_probabilities(vectors, labels, folds, 3)
+    assert_distributions(result.probs)
+    assert result.metrics["accuracy"] > 0.97
+    assert len(result.metrics["accuracy_per_fold"]) == 5
+    assert result.metrics["n_labelled"] == 600
+
+
+def test_each_head_equals_its_textbook_definition() -> None:
+    vectors, labels, folds = blobs(spread=3.0)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    train = oof._train(oof._sums(vectors, oof._scale(vectors), labels, folds, n_folds=5, n_classes=3), 2)
+    x, y = unit[folds != 2], labels[folds != 2]
+    head = oof._lda(train, 0.3)
+    covariance = np.cov((x - np.stack([x[y == k].mean(0) for k in range(3)])[y]).T, bias=True)
+    shrunk = 0.7 * covariance + (0.3 * np.trace(covariance) / 16 + 1e-6) * np.eye(16)
+    reference = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Fixed(shrunk)).fit(x, y)
+    ours = oof._softmax(unit[folds == 2] @ head.weights + head.bias)
+    np.testing.assert_allclose(ours, reference.predict_proba(unit[folds == 2]), atol=1e-3)
+
+
+class _Fixed:
+    def __init__(self, covariance: np.ndarray) -> None:
+        self.covariance_ = covariance
+
+    def fit(self, _: np.ndarray) -> _Fixed:
+        # Called per class and averaged with the priors: the same matrix each time is that matrix.
+        return self
+
+
+def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(300, 100)).astype(np.float32)
+    result = oof_probabilities(vectors, rng.integers(0, 2, 300), np.arange(300) % 5, 2)
+    assert 0.4 < result.metrics["accuracy"] < 0.6
+
+
+def test_changing_the_labels_of_one_fold_leaves_the_fitted_heads_of_that_fold_alone() -> None:
+    vectors, labels, folds = blobs()
+    other = np.where(folds == 1, (labels + 1) % 3, labels)
+    scale = oof._scale(vectors)
+    sums = [oof._sums(vectors, scale, one, folds, n_folds=5, n_classes=3) for one in (labels, other)]
+    heads = [oof._lda(oof._train(one, 1), 0.3) for one in sums]
+    np.testing.assert_allclose(heads[0].weights, heads[1].weights, rtol=1e-3, atol=1e-3)
+
+
+def test_probabilities_are_calibrated_to_noisy_labels() -> None:
+    vectors, labels, folds = blobs(n=3000)
+    rng = np.random.default_rng(2)
+    noisy = np.where(rng.random(3000) < 0.3, rng.integers(0, 3, 3000), labels)
+    metrics = oof_probabilities(vectors, noisy, folds, 3).metrics
+    assert metrics["ece_after"] < 0.05
+    assert metrics["ece_after"] < metrics["ece_before"]
+
+
+def test_unlabelled_rows_are_scored_and_not_learnt_from() -> None:
+    vectors, labels, folds = blobs()
+    partly = np.where(np.arange(600) < 300, labels, -1)
+    result = oof_probabilities(vectors, partly, folds, 3)
+    assert_distributions(result.probs)
+    assert (result.probs.argmax(axis=1)[300:] == labels[300:]).mean() > 0.95
+    assert result.metrics["n_labelled"] == 300
+
+
+def test_a_class_of_one_image_keeps_its_column_and_gets_nothing_where_it_was_not_seen() -> None:
+    vectors, labels, folds = blobs()
+    labels = labels.copy()
+    labels[7] = 4  # class 3 has no image at all
+    result = oof_probabilities(vectors, labels, folds, 5)
+    assert_distributions(result.probs)
+    assert result.probs.shape == (600, 5)
+    assert result.probs[7, 4] == 0
+    assert result.probs[:, 3].max() == 0
+    assert np.isfinite(result.metrics["log_loss"])
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        pytest.param(np.zeros((40, 8), dtype=np.float32), id="all zero"),
+        pytest.param(np.full((40, 8), 1e20, dtype=np.float32), id="constant and huge"),
+        pytest.param(np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32), id="one dimension"),
+        pytest.param(np.random.default_rng(0).normal(size=(40, 300)).astype(np.float32), id="more dimensions than rows"),
+    ],
+)
+def test_degenerate_vectors_still_give_distributions(vectors: np.ndarray) -> None:
+    assert_distributions(oof_probabilities(vectors, np.arange(40) % 3, np.arange(40) % 5, 3).probs)
+
+
+def test_vectors_that_are_not_finite_are_refused_with_their_row() -> None:
+    vectors, labels, folds = blobs()
+    vectors[5, 3] = np.nan
+    with pytest.raises(ValueError, match="row 5"):
+        oof_probabilities(vectors, labels, folds, 3)
+
+
+@pytest.mark.parametrize("bad", [[3, 0], [-2, 0]], ids=["too high", "too low"])
+def test_labels_out_of_range_are_refused(bad: list[int]) -> None:
+    with pytest.raises(ValueError, match="codes of the classes"):
+        oof_probabilities(np.ones((2, 2), dtype=np.float32), np.array(bad), np.array([0, 1]), 3)
+
+
+def test_one_class_no_class_and_no_labels_have_their_plain_answers() -> None:
+    vectors, _, folds = blobs(20)
+    assert (oof_probabilities(vectors, np.zeros(20, dtype=np.int64), folds, 1).probs == 1).all()
+    assert oof_probabilities(vectors, np.full(20, -1), folds, 0).probs.shape == (20, 0)
+    unlabelled = oof_probabilities(vectors, np.full(20, -1), folds, 4)
+    assert (unlabelled.probs == 0.25).all()
+    assert np.isnan(unlabelled.metrics["accuracy"])
+    assert oof_probabilities(vectors[:0], np.zeros(0, dtype=np.int64), folds[:0], 2).probs.shape == (0, 2)
+
+
+def test_a_fold_that_holds_every_label_gets_the_uniform_distribution() -> None:
+    vectors, labels, _ = blobs(20)
+    only = np.where(np.arange(20) < 10, labels, -1)
+    result = oof_probabilities(vectors, only, (np.arange(20) >= 10).astype(int), 3)
+    assert_distributions(result.probs)
+    np.testing.assert_allclose(result.probs[:10], 1 / 3, atol=1e-6)
+
+
+def test_two_runs_give_the_same_answer() -> None:
+    vectors, labels, folds = blobs()
+    assert np.array_equal(oof_probabilities(vectors, labels, folds, 3).probs, oof_probabilities(vectors, labels, folds, 3).probs)

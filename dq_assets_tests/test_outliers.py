@@ -1,0 +1,79 @@
+"""Outliers: far images are found, copies do not hide them, and what cannot be checked says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dq_assets.audit.outliers import OUTLIERS_SCHEMA, outliers
+from dq_assets.settings import Outliers
+
+
+def ring(n: int = 40, k: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """n images with ids 10, 11 ...; each has the next k as neighbours, at distances that vary a little."""
+    ids = np.arange(10, 10 + n)
+    neighbours = 10 + (np.arange(n)[:, None] + np.arange(1, k + 1)) % n
+    distances = (0.2 + 0.002 * (np.arange(n)[:, None] % 7) + np.zeros((n, k))).astype(np.float32)
+    return ids, neighbours, distances, np.full(n, -1)
+
+
+def test_a_far_image_is_flagged_and_has_the_lowest_score() -> None:
+    ids, neighbours, distances, groups = ring()
+    distances[4] = 0.8
+    frame = outliers(ids, neighbours, distances, groups, Outliers())
+    assert frame.schema == OUTLIERS_SCHEMA
+    assert frame.filter("is_outlier_issue")["image_id"].to_list() == [14]
+    assert frame["outlier_score"].arg_min() == 4
+    assert frame["outlier_score"].is_between(0, 1).all()
+
+
+def test_the_score_at_the_median_distance_is_exp_of_minus_one() -> None:
+    ids, neighbours, distances, groups = ring(n=7)
+    score = outliers(ids, neighbours, distances, groups, Outliers())["outlier_score"]
+    assert float(score.median()) == pytest.approx(np.exp(-1), abs=1e-6)
+
+
+def test_a_copy_does_not_hide_an_outlier() -> None:
+    ids, neighbours, distances, groups = ring()
+    distances[4:6] = 0.8
+    neighbours[4, 0], neighbours[5, 0] = 15, 14
+    distances[4:6, 0] = 0.0
+    groups[4:6] = 14
+    frame = outliers(ids, neighbours, distances, groups, Outliers())
+    assert frame.filter("is_outlier_issue")["image_id"].to_list() == [14, 15]
+
+
+def test_an_image_whose_neighbours_are_all_copies_or_missing_is_not_checked() -> None:
+    ids, neighbours, distances, groups = ring()
+    neighbours[0] = -1
+    neighbours[1], groups[1:4] = [12, 13, -1], 11
+    frame = outliers(ids, neighbours, distances, groups, Outliers())
+    unchecked = frame.filter(pl.col("outlier_score").is_null())
+    assert unchecked["image_id"].to_list() == [10, 11]
+    assert unchecked["is_outlier_issue"].null_count() == 2
+    assert frame["is_outlier_issue"].null_count() == 2
+
+
+def test_identical_images_are_no_outliers_and_the_one_that_differs_is() -> None:
+    ids, neighbours, distances, groups = ring()
+    distances[:] = 0
+    distances[3] = 0.5
+    frame = outliers(ids, neighbours, distances, groups, Outliers())
+    assert frame.filter("is_outlier_issue")["image_id"].to_list() == [13]
+    assert frame["outlier_score"][3] == 0
+    assert frame["outlier_score"][0] == 1
+
+
+@pytest.mark.parametrize("n", [0, 1], ids=["no images", "one image"])
+def test_a_dataset_without_neighbours_is_not_checked(n: int) -> None:
+    frame = outliers(np.arange(n), np.full((n, 3), -1), np.zeros((n, 3), dtype=np.float32), np.full(n, -1), Outliers())
+    assert frame.height == n
+    assert frame["is_outlier_issue"].null_count() == n
+
+
+def test_neighbours_of_other_images_are_refused() -> None:
+    ids, neighbours, distances, groups = ring()
+    neighbours[0, 0] = 999
+    with pytest.raises(ValueError, match="not in image_id"):
+        outliers(ids, neighbours, distances, groups, Outliers())
