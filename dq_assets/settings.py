@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
-import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ class UserError(Exception):
     """What the user can mend. The message is one line and ends with what to do."""
 
 
-def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its meaning and its bounds (inclusive)."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+def setting(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), pattern: str = ""
+) -> Any:
+    """A dataclass field with its meaning, its bounds (inclusive), and what a text may be: one of choices, or all of a pattern."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "pattern": pattern})
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Duplicates:
     """Which images count as the same picture."""
 
     phash_distance: int = setting(10, "Pairs of perceptual hashes at most this many bits apart are looked at.", low=0, high=32)
-    cosine_distance: float = setting(0.25, "Neighbours at most this far apart are looked at.", low=0, high=2)
+    cosine_distance: float = setting(
+        0.25, "Neighbours at most this far apart are looked at (nearest 3: twice that).", low=0, high=2
+    )
     min_correlation: float = setting(0.9, "Least correlation of the aligned pixels for a near-duplicate.", low=0, high=1)
 
 
@@ -82,7 +87,9 @@ class Labels:
     """Out-of-fold model and label issues."""
 
     flag_above: float = setting(0.5, "error_probability above this is a label issue.", low=0, high=1)
-    ambiguous_ratio: float = setting(0.1, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1)
+    ambiguous_ratio: float = setting(
+        0.1, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1
+    )
     candidate_ratio: float = setting(0.25, "Classes with at least this share of the top probability are candidate labels.", low=0, high=1)
 
 
@@ -100,7 +107,9 @@ class Curation:
     relabel_above: float = setting(0.95, "Relabel a flagged image when p_suggested is above this; otherwise review.", low=0, high=1)
     label_issues: str = setting("relabel", "What to do with label issues that are sure.", choices=("relabel", "review", "drop", "keep"))
     exact_duplicates: str = setting("drop", "What to do with exact and pixel copies but the keeper.", choices=("drop", "review", "keep"))
-    near_duplicates: str = setting("keep", "What to do with near-duplicates but the keeper, within one split.", choices=("drop", "review", "keep"))
+    near_duplicates: str = setting(
+        "keep", "What to do with near-duplicates but the keeper, within one split.", choices=("drop", "review", "keep")
+    )
     outliers: str = setting("review", "What to do with outliers.", choices=("drop", "review", "keep"))
 
 
@@ -126,7 +135,7 @@ class Training:
 class Store:
     """The lake."""
 
-    memory_limit: str = setting("2GB", "DuckDB's memory limit.")
+    memory_limit: str = setting("2GB", "DuckDB's memory limit.", pattern=r"\d+(\.\d+)? ?[KMGT]i?B")
     threads: int = setting(0, "DuckDB's threads; 0 is one per core.", low=0)
     matrices_kept: int = setting(3, "neighbors and oof_probs are kept for this many audits, and for pinned or tagged ones.", low=1)
 
@@ -135,9 +144,11 @@ class Store:
 class Automation:
     """Schedule and sensor."""
 
-    schedule: str = setting("0 2 * * *", "Cron expression of the full audit; empty for none.")
+    schedule: str = setting("0 2 * * *", "Cron expression of the full audit; empty for none.", pattern=r"|@[a-z]+|\S+( \S+){4}")
     sensor_seconds: int = setting(30, "Least seconds between two looks at the source.", low=5)
-    owner: str = setting("team:data-quality", "Owner of the assets in Dagster: an e-mail address, or team:<name>.")
+    owner: str = setting(
+        "team:data-quality", "Owner of the assets in Dagster: an e-mail address, or team:<name>.", pattern=r"team:[\w-]+|[^@\s]+@[^@\s]+"
+    )
 
 
 @dataclass(frozen=True)
@@ -159,15 +170,14 @@ class Settings:
 
     def with_values(self, values: dict[str, str]) -> Settings:
         """A copy with `{"section.name": "text"}` parsed, checked and set. Raises UserError naming what is wrong."""
+        known = all_settings()
         changed = self
         for dotted, text in values.items():
-            section_name, _, name = dotted.partition(".")
-            section = getattr(changed, section_name, None)
-            known = {f.name: f for f in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else {}
-            if name not in known:
-                raise UserError(f"Unknown setting {dotted!r}. Known: {', '.join(sorted(all_settings()))}.")
-            value = _parse(dotted, text, known[name])
-            changed = dataclasses.replace(changed, **{section_name: dataclasses.replace(section, **{name: value})})  # type: ignore[type-var]
+            if dotted not in known:
+                raise UserError(f"Unknown setting {dotted!r}. Known: {', '.join(sorted(known))}.")
+            section_name, name = dotted.split(".")
+            section: Any = dataclasses.replace(getattr(changed, section_name), **{name: _parse(dotted, text, known[dotted])})
+            changed = dataclasses.replace(changed, **{section_name: section})
         return changed
 
     def digest(self, *sections: str) -> str:
@@ -189,16 +199,38 @@ def all_settings() -> dict[str, dataclasses.Field[Any]]:
 def _parse(dotted: str, text: str, spec: dataclasses.Field[Any]) -> Any:
     kind = type(spec.default)
     try:
-        value: Any = {"true": True, "false": False}[str(text).lower()] if kind is bool else kind(text)
+        value = _PARSERS[kind](text)
     except (ValueError, KeyError):
-        raise UserError(f"{dotted}={text!r} is not a {kind.__name__}. Give one, such as {dotted}={spec.default}.") from None
+        what = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"{dotted}={text!r} is not {what}. Give one, such as {dotted}={spec.default}.") from None
     low, high, choices = spec.metadata["low"], spec.metadata["high"], spec.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{dotted}={value!r} is not one of {', '.join(choices)}. Choose one of them.")
-    # A comparison with NaN is false, so `not >=` also refuses it.
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
+    if spec.metadata["pattern"] and not re.fullmatch(spec.metadata["pattern"], value):
+        raise UserError(f"{dotted}={value!r} is not valid. {spec.metadata['doc']} Give one such as {spec.default!r}.")
+    if (low is not None and value < low) or (high is not None and value > high):
         raise UserError(f"{dotted}={value!r} is out of range. Give a value from {low} to {'any' if high is None else high}.")
     return value
+
+
+def _finite(text: str) -> float:
+    """NaN passes every bound, and JSON has no word for infinity."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+_PARSERS: dict[type, Callable[[str], Any]] = {
+    bool: lambda word: {"true": True, "false": False}[word.lower()],
+    int: int,
+    float: _finite,
+    str: str,
+}
+
+
+def _slug(name: str) -> str:
+    return name.replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -219,7 +251,7 @@ class Dataset:
     @property
     def slug(self) -> str:
         """The name in Dagster's groups, jobs, schedules and sensors, which refuse hyphens."""
-        return self.name.replace("-", "_")
+        return _slug(self.name)
 
 
 @dataclass(frozen=True)
@@ -254,10 +286,11 @@ class Home:
 
     def register(self, dataset: Dataset) -> Path:
         """Write the registration whole or not at all. Refuses a name that collides in Dagster's names."""
-        for other in self.datasets():
-            if other.name != dataset.name and other.slug == dataset.slug:
-                raise UserError(f"Dataset name {dataset.name!r} collides with {other.name!r} in Dagster. Choose another with --name.")
         file = self.registration(dataset.name)
+        # By their file names alone: that another registration is damaged is no reason to refuse this one.
+        for other in sorted(p.stem for p in file.parent.glob("*.yaml")):
+            if other != dataset.name and _slug(other) == dataset.slug:
+                raise UserError(f"Dataset name {dataset.name!r} collides with {other!r} in Dagster. Choose another with --name.")
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text(yaml.safe_dump(dataclasses.asdict(dataset), sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -268,9 +301,13 @@ class Home:
         """Read one registration. Raises UserError if there is none or it is not valid."""
         file = self.registration(name)
         if not NAME_PATTERN.fullmatch(name) or not file.exists():
-            known = ", ".join(sorted(p.stem for p in file.parent.glob("*.yaml"))) or "none"
+            known = ", ".join(sorted(p.stem for p in (self.root / "datasets").glob("*.yaml"))) or "none"
             raise UserError(f"No dataset {name!r} under {self.root}. Registered: {known}. Run `dq-assets audit PATH --name {name}` first.")
-        return _dataset_from(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+        try:
+            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not valid YAML ({' '.join(str(error).split())}). Mend it or audit again.") from error
+        return _dataset_from(raw, file)
 
     def datasets(self) -> list[Dataset]:
         """All registrations, by name."""
@@ -278,16 +315,28 @@ class Home:
 
 
 def _dataset_from(raw: Any, file: Path) -> Dataset:
-    if not isinstance(raw, dict) or not {"name", "path"} <= raw.keys():
+    if not isinstance(raw, dict) or not raw.get("name") or not raw.get("path"):
         raise UserError(f"{file} is not a dataset registration (name and path are required). Mend it or audit again.")
-    if raw["name"] != file.stem:
-        raise UserError(f"{file} registers {raw['name']!r}. Name the file {raw['name']}.yaml.")
-    unknown = raw.keys() - {f.name for f in dataclasses.fields(Dataset)}
+    entries = {key: None if value is None else str(value) for key, value in raw.items() if key != "settings"}
+    name, path = str(raw["name"]), str(raw["path"])
+    if name != file.stem:
+        raise UserError(f"{file} registers {name!r}. Name the file {name}.yaml.")
+    unknown = sorted(map(str, entries.keys() - {f.name for f in dataclasses.fields(Dataset)}))
     if unknown:
-        raise UserError(f"{file} has unknown entries: {', '.join(sorted(unknown))}. Remove them.")
-    sections = raw.get("settings") or {}
-    values = {f"{section}.{name}": str(value) for section, entries in sections.items() for name, value in (entries or {}).items()}
-    return Dataset(
-        **{key: None if value is None else str(value) for key, value in raw.items() if key != "settings"},
-        settings=Settings().with_values(values),
-    )
+        raise UserError(f"{file} has unknown entries: {', '.join(unknown)}. Remove them.")
+    try:
+        settings = Settings().with_values(_setting_texts(raw.get("settings")))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    return Dataset(name, path, labels=entries.get("labels"), splits=entries.get("splits"), groups=entries.get("groups"), settings=settings)
+
+
+def _setting_texts(sections: Any) -> dict[str, str]:
+    """{"section.name": text} of the settings in a registration; an entry without a value is an empty text."""
+    if not isinstance(sections or {}, dict) or not all(isinstance(entries or {}, dict) for entries in (sections or {}).values()):
+        raise UserError("settings is not a mapping of sections to mappings. Write section: {name: value}.")
+    return {
+        f"{section}.{name}": "" if value is None else str(value)
+        for section, entries in (sections or {}).items()
+        for name, value in (entries or {}).items()
+    }

@@ -25,8 +25,8 @@ def reload_ui(url: str | None = None, *, seconds: float = 30) -> str:
     """Ask the UI at $DQ_UI_URL (http://127.0.0.1:3000) to load its code location again; returns one line that says what came of it."""
     address = (url or os.environ.get("DQ_UI_URL") or DEFAULT_URL).rstrip("/")
     body = json.dumps({"query": MUTATION, "variables": {"name": LOCATION}}).encode()
-    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
     try:
+        request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
         # A proxy of the environment has no business between this process and a local server.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer:
             entry = json.loads(answer.read(MOST_BYTES))["data"]["reloadRepositoryLocation"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +29,30 @@ DAISY, PALACE = 985, 698  # ImageNet classes
 LIMIT = 178_956_970
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of torch that spin while they wait for each other on a busy machine made these tests 4 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder()
+def encoder() -> Iterator[Encoder]:
+    """With fewer rows per forward pass, for speed: one image costs a whole pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "FORWARD_ROWS", 4)
+        yield Encoder()
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """21 crops of two photos, with a file that is no image at position 5 and a missing one at 11."""
+    """13 crops of two photos, with a file that is no image at position 5 and a missing one at 11."""
     folder = tmp_path_factory.mktemp("photos")
     photos = [Image.open(PHOTOS / name) for name in ("flower.jpg", "china.jpg")]
     paths = []
-    for i in range(21):
+    for i in range(13):
         paths.append(str(folder / f"{i:02}.jpg"))
         photos[i % 2].crop((10 * i, 5 * i, 10 * i + 200, 5 * i + 150)).save(paths[-1])
     Path(paths[5]).write_bytes(b"not an image")
@@ -50,30 +64,29 @@ def photo(name: str) -> Image.Image:
     return Image.open(PHOTOS / name).convert("RGB")
 
 
-def probability(encoder: Encoder, name: str, label: int, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> float:
-    """Of an ImageNet class, by the network's own classifier on the encoder's vector of a photo."""
-    kept = encoder._scale
-    if mean is not None and std is not None:
-        encoder._scale = tuple(torch.tensor(v).mul(255).view(1, 3, 1, 1).to(kept[0].device) for v in (mean, std))
-    vector = encoder(encoder.preprocess(photo(name))[None])
-    encoder._scale = kept
-    with torch.inference_mode():
-        classes = encoding.load_lite0(num_classes=1000).classifier(torch.from_numpy(vector)).softmax(1)[0]
-    if mean is None:
-        assert int(classes.argmax()) == label
-    return float(classes[label])
-
-
 @pytest.mark.parametrize(("name", "label"), [("flower.jpg", DAISY), ("china.jpg", PALACE)])
-def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower(encoder: Encoder, name: str, label: int) -> None:
-    right = probability(encoder, name, label)
-    assert right > 0.25
-    assert probability(encoder, name, label, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) < right - 0.03
-    assert probability(encoder, name, label, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) < right - 0.03
+def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower(
+    encoder: Encoder, name: str, label: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = encoding.load_lite0(num_classes=1000).classifier
+
+    def classes() -> torch.Tensor:
+        with torch.inference_mode():
+            return head(torch.from_numpy(encoder(encoder.preprocess(photo(name))[None]))).softmax(1)[0]
+
+    right = classes()
+    assert int(right.argmax()) == label
+    assert right[label] > 0.25
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for wrong in (imagenet, ((0.0,) * 3, (1.0,) * 3)):
+        scale = tuple(torch.tensor(values).mul(255).view(1, 3, 1, 1).to(encoder._scale[0].device) for values in wrong)
+        with monkeypatch.context() as patch:
+            patch.setattr(encoder, "_scale", scale)
+            assert classes()[label] < right[label] - 0.03
 
 
 def test_folding_batch_norm_into_convolutions_changes_no_vector() -> None:
-    pixels = torch.rand(4, 3, 224, 224) * 2 - 1
+    pixels = torch.rand(2, 3, 224, 224) * 2 - 1
     with torch.inference_mode():
         plain = encoding.load_lite0()(pixels)
         folded = encoding.fold_batch_norm(encoding.load_lite0())
@@ -110,16 +123,16 @@ def test_a_vector_does_not_depend_on_its_batch(encoder: Encoder) -> None:
     together = encoder(batch)
     assert together.shape == (len(batch), encoder.dim) == (len(batch), 1280)
     assert together.dtype == np.float32
-    for i in (0, 7, len(batch) - 1):
+    for i in (0, 3, len(batch) - 1):
         np.testing.assert_array_equal(encoder(batch[i : i + 1])[0], together[i])
     assert encoder(batch[:0]).shape == (0, 1280)
 
 
 def test_files_come_in_order_and_a_bad_one_is_a_failure_with_a_reason(encoder: Encoder, files: list[str]) -> None:
     batches = list(embed_files(files, encoder, batch_size=4, threads=2, max_pixels=LIMIT))
-    assert [len(b.positions) + len(b.failures) for b in batches] == [4, 4, 4, 4, 4, 1]
+    assert [len(b.positions) + len(b.failures) for b in batches] == [4, 4, 4, 1]
     positions = np.concatenate([b.positions for b in batches])
-    assert positions.tolist() == [i for i in range(21) if i not in (5, 11)]
+    assert positions.tolist() == [i for i in range(13) if i not in (5, 11)]
     failures = {position: reason for b in batches for position, reason in b.failures.items()}
     assert sorted(failures) == [5, 11]
     assert all(reason and "\n" not in reason for reason in failures.values())
@@ -127,6 +140,14 @@ def test_files_come_in_order_and_a_bad_one_is_a_failure_with_a_reason(encoder: E
     whole = next(iter(embed_files(files, encoder, batch_size=100, threads=1, max_pixels=LIMIT)))
     np.testing.assert_array_equal(vectors, whole.vectors)
     np.testing.assert_array_equal(vectors[0], encoder(encoder.preprocess(Image.open(files[0]))[None])[0])
+
+
+def test_a_file_whose_bytes_are_not_those_expected_is_a_failure(encoder: Encoder, files: list[str]) -> None:
+    contents = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files[:3]]
+    contents[1] = contents[0]
+    (batch,) = embed_files(files[:3], encoder, batch_size=4, threads=1, max_pixels=LIMIT, content_sha256=contents)
+    assert batch.positions.tolist() == [0, 2]
+    assert "changed" in batch.failures[1]
 
 
 def test_batches_of_nothing_but_failures_and_of_no_files_work(encoder: Encoder, files: list[str]) -> None:

@@ -144,7 +144,7 @@ def test_every_asset_shows_rows_columns_version_and_owner(audited: tuple[Home, P
             assert node.kinds
             assert node.group_name == "test_shapes"
             assert node.code_version
-            schema = node.metadata["dagster/column_schema"].value
+            schema = node.metadata["dagster/column_schema"]
             assert [c.name for c in schema.columns] == list(TABLES[name].column_names)
             event = instance.get_latest_materialization_event(key)
             assert event is not None

@@ -42,7 +42,7 @@ def with_copies() -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 5, 10, 1000], ids=lambda k: f"k={k}")
 @pytest.mark.parametrize(
     "vectors",
-    [random_rows(200), with_copies(), np.ones((60, 8), np.float32), corners(150), np.eye(64, dtype=np.float32), -np.eye(3, dtype=np.float32)],
+    [random_rows(200), with_copies(), np.ones((60, 8), np.float32), corners(150), np.eye(64, dtype=np.float32), random_rows(3)],
     ids=["random", "copies", "all identical", "tied corners", "orthogonal", "three rows"],
 )
 def test_the_result_is_that_of_brute_force(vectors: np.ndarray, k: int) -> None:

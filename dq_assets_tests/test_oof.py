@@ -36,7 +36,7 @@ def test_separable_classes_are_recognised_and_the_probabilities_are_distribution
 def test_each_head_equals_its_textbook_definition() -> None:
     vectors, labels, folds = blobs(spread=3.0)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    train = oof._train(oof._sums(vectors, oof._scale(vectors), labels, folds, n_folds=5, n_classes=3), 2)
+    train = oof._train(oof._sums(vectors, oof._scale(vectors), labels, folds, n_folds=5, n_classes=3), 2, vectors.shape[1])
     x, y = unit[folds != 2], labels[folds != 2]
     head = oof._lda(train, 0.3)
     covariance = np.cov((x - np.stack([x[y == k].mean(0) for k in range(3)])[y]).T, bias=True)
@@ -67,7 +67,7 @@ def test_changing_the_labels_of_one_fold_leaves_the_fitted_heads_of_that_fold_al
     other = np.where(folds == 1, (labels + 1) % 3, labels)
     scale = oof._scale(vectors)
     sums = [oof._sums(vectors, scale, one, folds, n_folds=5, n_classes=3) for one in (labels, other)]
-    heads = [oof._lda(oof._train(one, 1), 0.3) for one in sums]
+    heads = [oof._lda(oof._train(one, 1, vectors.shape[1]), 0.3) for one in sums]
     np.testing.assert_allclose(heads[0].weights, heads[1].weights, rtol=1e-3, atol=1e-3)
 
 
@@ -148,3 +148,18 @@ def test_a_fold_that_holds_every_label_gets_the_uniform_distribution() -> None:
 def test_two_runs_give_the_same_answer() -> None:
     vectors, labels, folds = blobs()
     assert np.array_equal(oof_probabilities(vectors, labels, folds, 3).probs, oof_probabilities(vectors, labels, folds, 3).probs)
+
+
+def test_fewer_rows_than_dimensions_give_the_probabilities_of_the_full_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dq_assets.audit import oof
+
+    rng = np.random.default_rng(3)
+    labels = np.arange(60) % 3
+    labels[::10] = -1
+    vectors = (rng.normal(size=(60, 200)) + np.eye(3)[labels].repeat(70, axis=1)[:, :200]).astype(np.float32)
+    folds = np.arange(60) % 4
+    small = oof_probabilities(vectors, labels, folds, 3)
+    monkeypatch.setattr(oof, "_row_space", lambda vectors, scale, labelled: (vectors, scale))
+    whole = oof_probabilities(vectors, labels, folds, 3)
+    assert np.abs(small.probs - whole.probs).max() < 1e-3
+    assert small.metrics["shrinkage"] == whole.metrics["shrinkage"]

@@ -9,7 +9,6 @@ import polars as pl
 
 from dq_assets import settings as st
 
-
 _RANK = {"test": 3, "validation": 2, "train": 1, "unused": 0}
 """Of copies over several splits the one in the highest split stays. No split counts as train: it is trained on."""
 
@@ -55,7 +54,9 @@ def _with_kept_copies(facts: pl.DataFrame) -> pl.DataFrame:
     keeper_split = pl.col("split").fill_null("train")
     return (
         facts.join(keepers.select("group_id", keeper="image_id", keeper_rank="rank", keeper_split=keeper_split), on="group_id", how="left")
-        .join(twins.select("group_id", "pixel_hash", twin="image_id", twin_bytes="content_sha256"), on=["group_id", "pixel_hash"], how="left")
+        .join(
+            twins.select("group_id", "pixel_hash", twin="image_id", twin_bytes="content_sha256"), on=["group_id", "pixel_hash"], how="left"
+        )
         .with_columns(same_bytes=pl.col("content_sha256") == pl.col("twin_bytes"))
     )
 

@@ -47,9 +47,9 @@ def candidate_pairs(
     By hash: at most `settings.phash_distance` bits apart, found by multi-index hashing (Norouzi et al. 2012): 64 bits in four
     bands, one of which must be nearly equal. Bounds, so that degenerate hashes do not explode: an image is compared with at
     most MAX_BUCKET others per bucket, and a pair stands only if it is among the MAX_PARTNERS closest of one of its images; of
-    images with one and the same hash each is paired with the MAX_PARTNERS that follow it, and the first four with other hashes.
+    images with one and the same hash each is compared with the MAX_PARTNERS that follow it, and the first four with other hashes.
     By embedding: at most `settings.cosine_distance` apart, and twice that for the ALWAYS_NEAREST nearest.
-    At most n * (MAX_PARTNERS * 2 + k) pairs. Raises ValueError if the shapes do not fit.
+    So there are at most n * (MAX_PARTNERS + k) pairs. Raises ValueError if the shapes do not fit.
     """
     if neighbors.shape != distances.shape or neighbors.ndim != 2 or len(neighbors) != len(phash):
         raise ValueError(f"phash {phash.shape}, neighbors {neighbors.shape} and distances {distances.shape} do not fit together.")
@@ -112,11 +112,11 @@ def duplicate_groups(
     image_id on a tie); an image whose partners all went to other hubs follows its closest partner. So every image
     with a confirmed partner is in a group, and is at most two confirmed steps from its hub.
     """
-    nodes, kind = _equal_images(content, pixel_hash)
+    node, kind = _equal_images(content, pixel_hash)
     confirmed = np.isfinite(distances)
     edges = np.concatenate([pairs[confirmed], pairs[confirmed][:, ::-1]])
     length = np.tile(distances[confirmed], 2).astype(np.float32)
-    group = _hub_groups(nodes, nodes[edges], length)
+    group = _hub_groups(node, node[edges], length)
     inside = group[edges[:, 0]] == group[edges[:, 1]]
     closest = np.full(len(image_id), np.inf, dtype=np.float32)
     np.minimum.at(closest, edges[inside, 0], length[inside])
@@ -133,7 +133,9 @@ def duplicate_groups(
 def _unique_pairs(pairs: Ints, n: int) -> Ints:
     """Pairs with i < j, once each, sorted."""
     low, high = pairs.min(axis=1, initial=n), pairs.max(axis=1, initial=-1)
-    code = np.unique(low[low != high] * n + high[low != high])
+    code = np.sort(low[low != high] * n + high[low != high])
+    # np.unique hashes integers, which took 1 s for 4 million; sorting them takes .06 s.
+    code = code[np.diff(code, prepend=-1) > 0]
     return np.stack([code // max(n, 1), code % max(n, 1)], axis=1)
 
 
@@ -148,7 +150,7 @@ def _hash_pairs(phash: NDArray[np.uint64], radius: int) -> Ints:
     for a, b in itertools.product(range(4), range(4)):
         here = (count[apart[:, 0]] > a) & (count[apart[:, 1]] > b)
         same.append(np.stack([order[first[apart[here, 0]] + a], order[first[apart[here, 1]] + b]], axis=1))
-    return np.concatenate([*same, np.empty((0, 2), dtype=np.int64)])
+    return _closest(np.concatenate([*same, np.empty((0, 2), dtype=np.int64)]), phash)
 
 
 def _pairs_within(codes: NDArray[np.uint64], radius: int) -> Ints:
@@ -195,15 +197,18 @@ def _bucket_pairs(key: Ints, reach: int) -> Iterator[Ints]:
 
 
 def _closest(pairs: Ints, codes: NDArray[np.uint64]) -> Ints:
-    """Pairs that are among the MAX_PARTNERS closest of at least one of their two."""
-    pairs = _unique_pairs(pairs, len(codes))
-    bits = np.bitwise_count(codes[pairs[:, 0]] ^ codes[pairs[:, 1]])
-    keep = np.zeros(len(pairs), dtype=bool)
+    """Pairs that are among the MAX_PARTNERS closest of at least one of their two: at most MAX_PARTNERS for each code."""
+    n = len(codes)
+    pairs = _unique_pairs(pairs, n)
+    bits = np.bitwise_count(codes[pairs[:, 0]] ^ codes[pairs[:, 1]]).astype(np.int64)
+    kept = []
     for mine, other in ((0, 1), (1, 0)):
-        order = np.lexsort((pairs[:, other], bits, pairs[:, mine]))
-        owner = pairs[order, mine]
-        keep[order] |= np.arange(len(order)) - np.searchsorted(owner, owner) < MAX_PARTNERS
-    return pairs[keep]
+        # Owner, bits and other in one number: sorting that is 10 times faster than np.lexsort, and fits for 370 million images.
+        ranked = np.sort((pairs[:, mine] * 65 + bits) * n + pairs[:, other])
+        owner = ranked // (65 * n)
+        first = np.arange(len(owner)) - np.searchsorted(owner, owner) < MAX_PARTNERS
+        kept.append(np.stack([owner[first], ranked[first] % n], axis=1))
+    return _unique_pairs(np.concatenate(kept), n)
 
 
 def _hold(
@@ -234,7 +239,6 @@ def _distance(a: Prepared | None, b: Prepared | None, least: float) -> float:
 
 def _equal_images(content: Sequence[str | None], pixel_hash: Sequence[str | None]) -> tuple[Ints, list[str]]:
     """(n,) position of the first image with equal bytes or pixels, and the strongest kind of tie each image may have."""
-    n = len(content)
     frame = pl.DataFrame({"exact": content, "pixel": pixel_hash}, schema={"exact": pl.String, "pixel": pl.String}).with_row_index("row")
     tied = {name: frame.select(pl.col(name).is_not_null() & (pl.len().over(name) > 1)).to_series() for name in ("exact", "pixel")}
     first = [
@@ -243,15 +247,14 @@ def _equal_images(content: Sequence[str | None], pixel_hash: Sequence[str | None
     ]
     # Equal bytes are equal pixels, so two look-ups reach the first; the pixel hash of one of two equal files may be unknown.
     node = first[1][first[0]]
-    assert len(node) == n
     kind = frame.select(
         pl.when(tied["exact"]).then(pl.lit("exact")).when(tied["pixel"]).then(pl.lit("pixel")).otherwise(pl.lit("near"))
     )
     return node, kind.to_series().to_list()
 
 
-def _hub_groups(nodes: Ints, edges: Ints, length: NDArray[np.float32]) -> Ints:
-    """(n,) the hub of every node; a node without confirmed partner is its own."""
+def _hub_groups(node: Ints, edges: Ints, length: NDArray[np.float32]) -> Ints:
+    """(n,) the hub of every image; one without a confirmed partner is its own. node: (n,) the image that stands for its equals."""
     edges, length = edges[edges[:, 0] != edges[:, 1]], length[edges[:, 0] != edges[:, 1]]
     order = np.lexsort((edges[:, 1], length, edges[:, 0]))
     partners: dict[int, list[int]] = {}
@@ -259,17 +262,17 @@ def _hub_groups(nodes: Ints, edges: Ints, length: NDArray[np.float32]) -> Ints:
         partners.setdefault(a, []).append(b)
     hub: dict[int, int] = {}
     left: list[int] = []
-    for node in sorted(partners, key=lambda each: (-len(set(partners[each])), each)):
-        if node in hub:
+    for image in sorted(partners, key=lambda each: (-len(set(partners[each])), each)):
+        if image in hub:
             continue
-        free = [other for other in partners[node] if other not in hub]
+        free = [other for other in partners[image] if other not in hub]
         if free:
-            hub.update(dict.fromkeys([node, *free], node))
+            hub.update(dict.fromkeys([image, *free], image))
         else:
-            left.append(node)
+            left.append(image)
     # Only now, so that none follows one who follows: two that are left are never partners of each other.
-    hub.update({node: hub[partners[node][0]] for node in left})
-    root = np.arange(len(nodes))
+    hub.update({image: hub[partners[image][0]] for image in left})
+    root = np.arange(len(node))
     if hub:
         root[list(hub)] = list(hub.values())
-    return root[nodes]
+    return root[node]

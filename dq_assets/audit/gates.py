@@ -68,7 +68,9 @@ def _unreadable(manifest: pl.DataFrame, limit: float) -> Gate:
         return Gate("unreadable_share", "not_run", True, None, limit, "the dataset has no files")
     n_bad = manifest.filter(pl.col("status") != "ok").height
     share = n_bad / manifest.height
-    return _at_most("unreadable_share", share, limit, f"{n_bad} of {manifest.height} files could not be read ({share:.2%}, limit {limit:.2%})")
+    return _at_most(
+        "unreadable_share", share, limit, f"{n_bad} of {manifest.height} files could not be read ({share:.2%}, limit {limit:.2%})"
+    )
 
 
 def _class_minimum(manifest: pl.DataFrame, left: pl.DataFrame, limit: int) -> Gate:

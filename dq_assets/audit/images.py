@@ -117,7 +117,7 @@ def inspect(path: str, settings: Images) -> ImageRecord:
         record = replace(record, bytes=info.st_size, mtime=info.st_mtime)
         if info.st_size > _most_bytes(settings.max_pixels):
             return replace(record, status="too_large", reason=f"file of {info.st_size} bytes, more than {settings.max_pixels} pixels need")
-        data = _read(path)
+        data = read_file(path)
     except (OSError, ValueError, MemoryError) as error:
         return replace(record, status=_status_of(error), reason=_one_line(error))
     record = replace(record, bytes=len(data), content_sha256=hashlib.sha256(data).hexdigest())
@@ -134,7 +134,7 @@ def decode_rgb(data: bytes | BinaryIO | str, *, max_pixels: int, min_side: int |
 
     Raises TooManyPixels before decoding, and one of DECODE_ERRORS if the data is bad.
     """
-    image = _open(io.BytesIO(_read(data) if isinstance(data, str) else data if isinstance(data, bytes) else data.read()))
+    image = _open(io.BytesIO(read_file(data) if isinstance(data, str) else data if isinstance(data, bytes) else data.read()))
     _refuse_bomb(image, max_pixels)
     if min_side is not None and image.format in ("JPEG", "MPO"):
         image.draft(None, (min_side, min_side))
@@ -197,7 +197,7 @@ def _describe(record: ImageRecord, data: bytes, suffix: str, max_pixels: int) ->
     return replace(record, width=rgb.width, height=rgb.height, status="ok", reason=_notes(image, suffix))
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """The bytes of a regular file. Raises OSError (ENOTSUP) if it has become something else since it was looked at."""
     # O_NONBLOCK: opening a FIFO that replaced the file in between would otherwise wait for a writer for ever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0))

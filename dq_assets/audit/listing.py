@@ -20,12 +20,20 @@ import polars.selectors as cs
 
 from dq_assets.settings import Dataset, UserError
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .jp2 .ico .tga".split()
-)
+_SUFFIXES = "jpg jpeg jfif png gif bmp webp tif tiff ppm pgm pbm pnm avif heic heif jp2 ico tga"
+
+IMAGE_SUFFIXES = frozenset(map(".{}".format, _SUFFIXES.split()))
 """Files with another suffix are counted, not listed. A suffix only nominates; the bytes decide."""
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test", "unused": "unused"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "unused": "unused",
+}
 """Split names that are understood, and what they are stored as."""
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test", "unused"})
@@ -203,10 +211,14 @@ def _read_list(file: Path) -> pl.DataFrame:
                 opened.seek(0)
                 frame = pl.read_parquet(opened, columns=textual).with_columns(cs.float().fill_nan(None)).cast(pl.String)
         else:
-            frame = pl.read_csv(file.read_bytes(), infer_schema=False)
+            data = file.read_bytes()
+            data.decode()  # polars refuses other bytes in a value, but replaces them in a header
+            frame = pl.read_csv(data, infer_schema=False)
         return frame.select(pl.all().replace("", None)).rename({c: c.strip().lstrip("\ufeff").lower() for c in frame.columns})
     except OSError as error:
         raise ListingError(f"Cannot read {_text(str(file))} ({error.strerror or error}). Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ListingError(f"{_text(str(file))} is not UTF-8 (at byte {error.start}). Save it as UTF-8.") from error
     except pl.exceptions.DuplicateError as error:
         raise ListingError(f"{_text(str(file))} has two columns of one name, but for case or spaces. Rename one.") from error
     except pl.exceptions.PolarsError as error:

@@ -3,9 +3,10 @@
 Both heads, linear discriminant analysis (shared covariance, Friedman 1989 shrinkage) and ridge regression on one-hot labels,
 need only sums over the images: the Gram matrix, the class sums and the class counts. The model of a fold is solved from the
 totals minus the fold's own sums, so cross-validation costs one pass for the sums and one for the predictions, whatever the
-number of folds. Their geometric mean had a lower log-loss than either in 9 of 10 trials (two photo and digit sets, 10 and 20 %
-noise) and ranked planted label errors better (average precision .896 against .884 and .884 on 3,952 clothing photos).
-Vectors are scaled to length 1 first: lower log-loss in every one of those trials.
+number of folds. Their geometric mean is a hedge: on two sets (3,952 clothing photos, 5,000 digits) with three kinds of noise its
+log-loss was within .013 of the better head, where either head alone was up to .08 behind; average precision for the planted
+errors .896 against .876 and .862 on the photos, .908 against .914 and .892 on digits with 10 % noise.
+Vectors are scaled to length 1 first: a lower log-loss of the mean in all five trials.
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Train:
-    """What both heads need of a fold's training rows: moments (d, d) as float32, class means (K, d), counts (K,)."""
+    """What both heads need of a fold's training rows: moments (d, d) as float32, class means (K, d), counts (K,).
+
+    dim: length of the vectors as they were given; the mean variance is over that many dimensions.
+    """
 
     within: Float
     total: Float
     means: Double
     counts: Double
+    dim: int
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,16 @@ def oof_probabilities(vectors: Float, labels: NDArray[np.int64], folds: NDArray[
     if n_classes == 0 or n == 0:
         return OofResult(np.zeros((n, n_classes), dtype=np.float32), _no_metrics(n_classes, labelled.size, n_folds))
     scale = _scale(vectors)
+    dim = vectors.shape[1]
+    if 0 < labelled.size < dim:
+        vectors, scale = _row_space(vectors, scale, labelled)
     sums = _sums(vectors, scale, labels, folds, n_folds=n_folds, n_classes=n_classes)
     if n_classes == 1 or labelled.size == 0:
         probs = np.full((n, n_classes), np.float32(1 / n_classes))
         metrics = _no_metrics(n_classes, labelled.size, n_folds)
         return OofResult(probs, metrics | (_agreement(probs, labels, folds, n_folds) if labelled.size else {}))
 
-    heads, metrics = _fit(vectors, scale, labels, folds, sums)
+    heads, metrics = _fit(vectors, scale, labels, folds, sums, dim=dim)
     probs = np.empty((n, n_classes), dtype=np.float32)
     for start in range(0, n, _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, n))
@@ -134,6 +142,16 @@ def _scale(vectors: Float) -> Float:
     return scale
 
 
+def _row_space(vectors: Float, scale: Float, labelled: NDArray[np.int64]) -> tuple[Float, Float]:
+    """(n, r) vectors in an orthonormal basis of the r = labelled.size < d labelled rows, and their scale, now 1.
+
+    Both heads' weights lie in the span of the labelled rows, so the logits are the same and d x d becomes r x r:
+    79 rows of 1280 take 0.1 s instead of 1.6 s.
+    """
+    basis = np.linalg.qr((vectors[labelled] * scale[labelled, None]).T)[0].astype(np.float32)
+    return (vectors * scale[:, None]) @ basis, np.ones_like(scale)
+
+
 def _sums(
     vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], *, n_folds: int, n_classes: int
 ) -> _Sums:
@@ -158,7 +176,7 @@ def _sums(
     return total
 
 
-def _train(sums: _Sums, fold: int) -> _Train:
+def _train(sums: _Sums, fold: int, dim: int) -> _Train:
     """Totals minus the fold: covariance within classes, and scatter round the overall mean per row."""
     counts = sums.counts.sum(axis=0) - sums.counts[fold]
     class_sums = sums.sums.sum(axis=0) - sums.sums[fold]
@@ -170,12 +188,12 @@ def _train(sums: _Sums, fold: int) -> _Train:
         gram += one
     within = (gram - (means.T * counts) @ means) / n
     total = gram / n - np.outer(mean, mean)
-    return _Train(within.astype(np.float32), total.astype(np.float32), means, counts)
+    return _Train(within.astype(np.float32), total.astype(np.float32), means, counts, dim)
 
 
 def _lda(train: _Train, shrinkage: float) -> _Linear:
     """Bayes rule for Gaussian classes with means of their own and one covariance, shrunk towards its mean variance."""
-    weights = _solve(train.within, 1 - shrinkage, shrinkage, train.means.T)
+    weights = _solve(train.within, 1 - shrinkage, shrinkage / train.dim, train.means.T)
     with np.errstate(divide="ignore"):
         bias = np.log(train.counts / train.counts.sum()) - 0.5 * np.einsum("kd,dk->k", train.means, weights)
     return _Linear(weights, bias.astype(np.float32))
@@ -185,17 +203,17 @@ def _ridge(train: _Train, penalty: float) -> _Linear:
     """Least squares on one-hot labels with a penalty; the intercept is not penalised."""
     share = train.counts / train.counts.sum()
     mean = share @ train.means
-    weights = _solve(train.total, 1.0, penalty, ((train.means - mean) * share[:, None]).T)
+    weights = _solve(train.total, 1.0, penalty / train.dim, ((train.means - mean) * share[:, None]).T)
     bias = np.where(share > 0, share - mean @ weights, -np.inf)
     return _Linear(weights, bias.astype(np.float32))
 
 
 def _solve(matrix: Float, keep: float, add: float, right: Double) -> Float:
-    """(keep * matrix + add * mean variance * identity)^-1 right, in float32: 4 times faster than float64 at d = 1280."""
+    """(keep * matrix + add * trace * identity)^-1 right, in float32: 4 times faster than float64 at d = 1280."""
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     # Rows have length at most 1, so rounding is below 1e-6; that much keeps constant vectors, without any spread, solvable.
-    ridge = add * max(float(np.trace(matrix, dtype=np.float64)) / len(matrix), 0.0) + 1e-6
+    ridge = add * max(float(np.trace(matrix, dtype=np.float64)), 0.0) + 1e-6
     regular = np.float32(keep) * matrix
     regular[np.diag_indices_from(regular)] += np.float32(ridge)
     try:
@@ -206,12 +224,12 @@ def _solve(matrix: Float, keep: float, add: float, right: Double) -> Float:
 
 
 def _fit(
-    vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], sums: _Sums
+    vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], sums: _Sums, *, dim: int
 ) -> tuple[list[_Linear], dict[str, float | list[float]]]:
-    """One calibrated head per fold, and what was chosen."""
+    """One calibrated head per fold, and what was chosen. dim: length of the vectors as they were given."""
     sample, in_fold = _sample(labels, folds, sums)
     given = labels[sample]
-    trains = [_train(sums, fold) for fold in range(len(sums.counts))]
+    trains = [_train(sums, fold, dim) for fold in range(len(sums.counts))]
 
     def attempt(kind: Callable[[_Train, float], _Linear], value: float) -> _Attempt:
         heads = [kind(train, value) if train.counts.any() else _uniform(train) for train in trains]

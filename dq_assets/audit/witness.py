@@ -5,8 +5,9 @@ one pair. Which pairs are compared, and what follows from the answer, is in `dup
 
 Correlation alone does not tell photos of clothes apart: two shirts on one sheet reach .97. What copies share and look-alikes do
 not is fine structure everywhere, so the answer is the lowest of four correlations: pixels, coarse structure, structure in the
-worst tenth of the blocks, brightness and colour of the worst block. Measured on 538 altered copies and 998 pairs of look-alikes: worst tenth of the blocks .62 to 1
-for the copies, at most .54 for the look-alikes. Figures in this module are from those pairs unless they say otherwise.
+worst tenth of the blocks, brightness and colour of the worst block. Measured on 538 altered copies and 998 pairs of look-alikes:
+in the worst tenth of the blocks the copies have .62 to 1, the look-alikes at most .54. Figures in this module are from these
+pairs unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -66,11 +67,13 @@ def prepare(image: Image) -> Prepared:
     rgb = image if image.ndim == 3 and image.shape[2] == 3 else np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     pixels = _resize(rgb, min(1.0, WORK_SIDE / max(rgb.shape[:2])))
     none = np.empty((0, 2), dtype=np.float32)
-    if max(rgb.shape[:2]) < SMALL_SIDE:
+    factor = KEYPOINT_SIDE / max(rgb.shape[:2])
+    # A strip too: ORB fails on the upper levels of its pyramid ("inv_scale_x > 0").
+    if max(rgb.shape[:2]) < SMALL_SIDE or min(rgb.shape[:2]) * factor < SMALL_SIDE:
         return Prepared(pixels, (none, none), (None, None))
     import cv2
 
-    large = _resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), KEYPOINT_SIDE / max(rgb.shape[:2]))
+    large = _resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), factor)
     ratio = max(pixels.shape[:2]) / max(large.shape[:2])
     points, descriptors = zip(*(_keypoints(view, ratio) for view in (large, np.ascontiguousarray(large[:, ::-1]))), strict=True)
     return Prepared(pixels, points, descriptors)
@@ -270,7 +273,8 @@ def _tone(a: Floats, b: Floats, mask: Floats) -> float:
     energy = [float((view * view).sum()) for view in (u, v)]
     # The one with less contrast is stretched, so that what the other one clipped is clipped too.
     low, high = (u, v) if energy[0] <= energy[1] else (v, u)
-    gain, brightness = float((low * high).sum()) / max(min(energy), 1e-3), float(((b if energy[0] <= energy[1] else a) * inside).sum()) / weight
+    gain = float((low * high).sum()) / max(min(energy), 1e-3)
+    brightness = float(((b if low is u else a) * inside).sum()) / weight
     difference = (np.clip(low * gain + brightness, 0, 255) - np.clip(high + brightness, 0, 255)) * inside
     smooth = cv2.GaussianBlur(difference, (0, 0), 1.5) / np.maximum(cv2.GaussianBlur(mask, (0, 0), 1.5), 1e-3)[..., None]
     height, width = (max(5, length // 12) for length in mask.shape)

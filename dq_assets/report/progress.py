@@ -31,7 +31,7 @@ class Reporter(Protocol):
     """Where progress goes."""
 
     def bar(self, label: str, total: int) -> contextlib.AbstractContextManager[Advance]:
-        """A bar for `total` units of work; the context's value advances it."""
+        """A bar for `total` units of work, 0 for none or an unknown number; the context's value advances it."""
         ...
 
     def say(self, line: str) -> None:
@@ -56,18 +56,23 @@ class LogReporter:
             nonlocal done, last
             done += n
             now = time.monotonic()
-            if now - last >= self._seconds:
+            if now - last >= self._seconds and done:
                 last = now
-                left = (now - started) / max(done, 1) * (total - done)
-                self._write(f"{label}: {done} of {total}, {done / (now - started):.0f}/s, {left:.0f} s left")
+                rate = done / max(now - started, 1e-9)
+                left = f", {max(total - done, 0) / rate:.0f} s left" if total else ""
+                self._write(f"{label}: {_of(done, total)}, {rate:.0f}/s{left}")
 
         yield advance
-        if total:
-            self._write(f"{label}: {done} of {total} in {time.monotonic() - started:.1f} s")
+        if total or done:
+            self._write(f"{label}: {_of(done, total)} in {time.monotonic() - started:.1f} s")
 
     def say(self, line: str) -> None:
         """See Reporter."""
         self._write(line)
+
+
+def _of(done: int, total: int) -> str:
+    return f"{done} of {total}" if total else str(done)
 
 
 class _Rate(ProgressColumn):
@@ -81,8 +86,9 @@ class TerminalReporter:
     """Bars on standard error; plain lines where that is no terminal."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False)
-        self._plain = LogReporter(self._console.print)
+        # Without `emoji=False` a label `:cat:` is printed as a cat.
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._plain = LogReporter(self.say)
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
@@ -105,4 +111,5 @@ class TerminalReporter:
 
     def say(self, line: str) -> None:
         """See Reporter."""
-        self._console.print(line)
+        # Rich would break a line at 80 characters where there is no terminal.
+        self._console.print(line, soft_wrap=True)

@@ -276,8 +276,8 @@ def read_table(lake: Lake, dataset: str, name: str, *, columns: Sequence[str] = 
     chosen = ", ".join(quoted(c) for c in (columns or table.column_names))
     query = f"SELECT {chosen} FROM {_at(dataset, name, snapshot)} "
     if table.storage == "matrix":
-        blocks = [pl.from_arrow(b) for b in _ranges(lake, dataset, name, chosen, snapshot)]
-        return pl.concat(blocks) if blocks else lake.con.execute(query + "LIMIT 0").pl()  # type: ignore[type-var]
+        blocks = [pl.DataFrame(b) for b in _ranges(lake, dataset, name, chosen, snapshot)]
+        return pl.concat(blocks) if blocks else lake.con.execute(query + "LIMIT 0").pl()
     order = ", ".join(quoted(k) for k in table.key)
     return lake.con.execute(f"{query} ORDER BY {order}").pl()
 
@@ -311,7 +311,7 @@ def read_matrix(lake: Lake, dataset: str, name: str, column: str, *, snapshot: i
         if pc.any(pc.not_equal(pc.list_value_length(lists), width)).as_py():
             raise StoreError(f"{name}.{column} has rows of different lengths. Materialize {name} again.")
         ids.append(block["image_id"].to_numpy())
-        parts.append(lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
+        parts.append(lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), width))
     kind = np.int64 if ARROW_TYPES[next(c.type for c in TABLES[name].columns if c.name == column)].value_type == pa.int64() else np.float32
     if not ids:
         return np.empty(0, np.int64), np.empty((0, 0), kind)

@@ -1,0 +1,196 @@
+"""The installed command, as a user or another program calls it: exit codes, output, exports, one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from PIL import Image
+
+from dq_assets.cli import main
+from dq_assets.schema import TABLES
+from dq_assets_tests.conftest import Planted
+
+BIN = Path(sys.executable).parent / "dq-assets"
+LENIENT = ("--set", "gates.max_unreadable_share=0.1")
+
+
+def call(home: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DQ_HOME": str(home), "DQ_UI_URL": "http://127.0.0.1:9"}
+    return subprocess.run([str(BIN), *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """A home with one audit of `shapes`, made by the command."""
+    home = tmp_path_factory.mktemp("cli") / "home"
+    yield home, call(home, "audit", str(template.root), *LENIENT)
+
+
+def test_audit_prints_a_summary_and_exits_0(audited: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, done = audited
+    assert done.returncode == 0, done.stderr
+    for word in ("Audit 1 of shapes", "79 in 3 classes", "unreadable", "label issues", "outliers", "duplicate groups", "gates", "dq-assets export"):
+        assert word in done.stdout
+    assert "Reading images: 79 of 79" in done.stderr
+
+
+def test_a_second_audit_finds_nothing_to_do(audited: tuple[Path, subprocess.CompletedProcess[str]], template: Planted) -> None:
+    home, _ = audited
+    again = call(home, "audit", str(template.root), *LENIENT)
+    assert again.returncode == 0
+    assert "Audit 1 of shapes is unchanged." in again.stderr
+    assert "Embedding" not in again.stderr
+
+
+def test_a_closed_gate_exits_3(pictures: Planted, tmp_path: Path) -> None:
+    done = call(tmp_path / "home", "audit", str(pictures.root))
+    assert done.returncode == 3
+    assert "CLOSED   unreadable_share" in done.stdout
+    assert call(tmp_path / "home", "gate", "--name", "shapes").returncode == 3
+    assert call(tmp_path / "home", "status", "--name", "shapes").returncode == 3
+
+
+def test_gate_status_and_history_speak_json(audited: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    home, _ = audited
+    gate = json.loads(call(home, "gate", "--name", "shapes", "--json").stdout)
+    assert gate["open"] is True
+    assert {g["verdict"] for g in gate["gates"]} == {"passed"}
+    assert json.loads(call(home, "status", "--name", "shapes", "--json").stdout)["images"] == 79
+    history = json.loads(call(home, "history", "--name", "shapes", "--json").stdout)
+    assert [h["audit_id"] for h in history] == [1]
+    assert history[0]["settings"]["gates"]["max_unreadable_share"] == 0.1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_export_writes_every_table(audited: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, kind: str) -> None:
+    home, _ = audited
+    done = call(home, "export", "--name", "shapes", "--out", str(tmp_path / "out"), "--format", kind)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{name}.{kind}" for name in TABLES}
+    read = pl.read_parquet if kind == "parquet" else pl.read_csv
+    curated, manifest = read(tmp_path / "out" / f"curated_dataset.{kind}"), read(tmp_path / "out" / f"raw_manifest.{kind}")
+    assert curated.columns[0] == manifest.columns[0] == "path"
+    assert sorted(curated["path"]) == sorted(manifest["path"])
+    assert curated["path"].n_unique() == len(curated) == 79
+
+
+def test_export_writes_image_folders_without_dropped_images(audited: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    home, _ = audited
+    done = call(home, "export", "--name", "shapes", "--out", str(tmp_path / "out"), "--format", "imagefolder")
+    assert done.returncode == 0, done.stderr
+    files = list((tmp_path / "out").rglob("*.*"))
+    assert {f.parent.name for f in files} == {"ball", "grid", "stripe"}
+    assert 70 < len(files) < 79
+    for file in files[:5]:
+        with Image.open(file) as image:
+            image.load()
+    again = call(home, "export", "--name", "shapes", "--out", str(tmp_path / "out"), "--format", "imagefolder")
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+
+
+def test_export_writes_a_hugging_face_imagefolder(audited: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    home, _ = audited
+    done = call(home, "export", "--name", "shapes", "--out", str(tmp_path / "out"), "--format", "huggingface", "--copy")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out/train/metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"file_name", "label"} <= rows[0].keys()
+    assert all((tmp_path / "out/train" / row["file_name"]).exists() for row in rows)
+    assert {row["label"] for row in rows} == {"ball", "grid", "stripe"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(("audit", "no/such/folder"), "Give a folder", id="missing PATH"),
+        pytest.param(("audit", ".", "--name", "Bad Name"), "Choose another with --name", id="bad name"),
+        pytest.param(("audit", ".", "--set", "neighbors.q=1"), "Unknown setting", id="unknown setting"),
+        pytest.param(("audit", ".", "--set", "neighbors.k=many"), "is not a int", id="setting of the wrong type"),
+        pytest.param(("gate", "--name", "nobody"), "dq-assets audit", id="unknown dataset"),
+        pytest.param(("export", "--name", "nobody", "--out", "x"), "dq-assets audit", id="export of an unknown dataset"),
+        pytest.param(("audit",), "Missing argument", id="no PATH"),
+        pytest.param(("fly",), "No such command", id="unknown command"),
+    ],
+)
+def test_misuse_exits_2_with_one_line_that_says_what_to_do(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = call(tmp_path / "home", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "home" / "datasets").exists()
+
+
+def test_an_empty_folder_is_an_error_not_an_empty_audit(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = call(tmp_path / "home", "audit", str(tmp_path / "empty"))
+    assert done.returncode == 2
+    assert "No image was found" in done.stderr
+
+
+def test_an_unknown_table_or_version_exits_2(audited: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    home, _ = audited
+    assert call(home, "export", "--name", "shapes", "--out", str(tmp_path / "x"), "nonsense").returncode == 2
+    assert call(home, "gate", "--name", "shapes", "--version", "9").returncode == 2
+
+
+def test_a_failed_audit_exits_1_and_names_its_log(pictures: Planted, tmp_path: Path) -> None:
+    done = call(tmp_path / "home", "audit", str(pictures.root), "--set", "encoder.model=no_such_network")
+    assert done.returncode == 1
+    error = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert len(error) == 1
+    assert "no_such_network" in error[0]
+    log = Path(error[0].split("The trace is in ")[1].rstrip("."))
+    assert "UserError" in log.read_text()
+
+
+def test_ctrl_c_and_the_same_command_again_go_on_where_it_stopped(pictures: Planted, tmp_path: Path) -> None:
+    environment = {**os.environ, "DQ_HOME": str(tmp_path / "home"), "DQ_UI_URL": "http://127.0.0.1:9"}
+    arguments = [str(BIN), "audit", str(pictures.root), *LENIENT, "--set", "encoder.block_size=8", "--set", "encoder.batch_size=4"]
+    run = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    vectors = tmp_path / "home/lake/data/shapes/embeddings"
+    end = time.monotonic() + 120
+    while not list(vectors.glob("*.parquet")) and time.monotonic() < end and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 130, stderr
+    assert "Run the same command again" in stderr
+    again = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "Reading images" not in again.stderr
+    n_again = int(again.stderr.split("Embedding: ")[1].split(" of ")[0])
+    assert 0 < n_again < 76
+
+
+def test_labels_that_are_html_sql_or_paths_stay_text(tmp_path: Path) -> None:
+    rows = []
+    for number in range(12):
+        label = ["<script>alert(1)</script>", "'; drop table raw_manifest; --", "../../up"][number % 3]
+        Image.effect_noise((64, 64), 20 + number).convert("RGB").save(tmp_path / f"{number}.png")
+        rows.append((f"{number}.png", label))
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *rows])
+    home = tmp_path / "home"
+    done = call(home, "audit", str(tmp_path / "list.csv"), "--name", "hostile", "--set", "gates.min_class_images=1")
+    assert done.returncode in (0, 3), done.stderr
+    out = tmp_path / "out"
+    assert call(home, "export", "--name", "hostile", "--out", str(out), "--format", "imagefolder").returncode == 0
+    assert {p.resolve().is_relative_to(out.resolve()) for p in out.rglob("*")} == {True}
+    assert len(list(out.rglob("*.png"))) == 12
+
+
+def test_every_command_and_option_has_help() -> None:
+    for name, command in main.commands.items():
+        assert command.help, name
+        assert all(getattr(p, "help", None) or p.param_type_name == "argument" for p in command.params), name
