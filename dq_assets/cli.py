@@ -192,7 +192,14 @@ def _findings(home: Home, dataset: Dataset) -> dict[str, Any]:
 @main.command()
 @name_option
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
-@click.option("--format", "file_format", type=click.Choice(("parquet", "csv", "imagefolder", "huggingface")), default="parquet", show_default=True)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(("parquet", "csv", "imagefolder", "huggingface")),
+    default="parquet",
+    show_default=True,
+    help="Tables as parquet or csv, or images as folders per class or as a Hugging Face imagefolder with metadata.csv.",
+)
 @click.option("--copy/--link", "copy", default=False, help="Copy the image files, or link them where the disk allows it (the default).")
 @version_option
 @click.argument("tables", nargs=-1, metavar="[TABLE ...]")

@@ -74,7 +74,7 @@ def _shipped(name: str) -> str:
 
 
 def run_audit(dataset: Dataset, home: Home, reporter: Reporter) -> AuditRun:
-    """Run the whole graph of a dataset in this process, in the UI's Dagster instance."""
+    """Run the whole graph of a dataset in this process, in the UI's Dagster instance. Raises KeyboardInterrupt when interrupted."""
     definitions = build_defs(home, [dataset], reporter=reporter)
     with instance_of(home) as instance:
         result = definitions.resolve_job_def(job_name(dataset)).execute_in_process(
@@ -86,6 +86,8 @@ def run_audit(dataset: Dataset, home: Home, reporter: Reporter) -> AuditRun:
             # That the gates' op fails is how Dagster holds training; the audit itself is complete.
             if event.is_step_failure and event.step_key != gates_op_name(dataset):
                 error = event.step_failure_data.error
+                if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                    raise KeyboardInterrupt  # Dagster turned the signal into a failed step
                 cause = error
                 while cause is not None and cause.cause is not None:
                     cause = cause.cause

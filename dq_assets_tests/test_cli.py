@@ -116,7 +116,7 @@ def test_export_writes_a_hugging_face_imagefolder(audited: tuple[Path, subproces
         pytest.param(("audit", "no/such/folder"), "Give a folder", id="missing PATH"),
         pytest.param(("audit", ".", "--name", "Bad Name"), "Choose another with --name", id="bad name"),
         pytest.param(("audit", ".", "--set", "neighbors.q=1"), "Unknown setting", id="unknown setting"),
-        pytest.param(("audit", ".", "--set", "neighbors.k=many"), "is not a int", id="setting of the wrong type"),
+        pytest.param(("audit", ".", "--set", "neighbors.k=many"), "is not a whole number", id="setting of the wrong type"),
         pytest.param(("gate", "--name", "nobody"), "dq-assets audit", id="unknown dataset"),
         pytest.param(("export", "--name", "nobody", "--out", "x"), "dq-assets audit", id="export of an unknown dataset"),
         pytest.param(("audit",), "Missing argument", id="no PATH"),
@@ -156,7 +156,7 @@ def test_a_failed_audit_exits_1_and_names_its_log(pictures: Planted, tmp_path: P
 
 def test_ctrl_c_and_the_same_command_again_go_on_where_it_stopped(pictures: Planted, tmp_path: Path) -> None:
     environment = {**os.environ, "DQ_HOME": str(tmp_path / "home"), "DQ_UI_URL": "http://127.0.0.1:9"}
-    arguments = [str(BIN), "audit", str(pictures.root), *LENIENT, "--set", "encoder.block_size=8", "--set", "encoder.batch_size=4"]
+    arguments = [str(BIN), "audit", str(pictures.root), *LENIENT, "--set", "encoder.block_size=16", "--set", "encoder.batch_size=4"]
     run = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     vectors = tmp_path / "home/lake/data/shapes/embeddings"
     end = time.monotonic() + 120

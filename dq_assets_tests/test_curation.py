@@ -228,6 +228,11 @@ def test_of_equal_files_that_only_resemble_the_keeper_one_stays() -> None:
     assert found[3][2] == "copy of image 2 (exact)"
 
 
+def test_of_equal_files_that_only_resemble_the_keeper_the_one_with_the_right_label_stays() -> None:
+    wrong = image(2, is_wrong_label=True, resolved_label="dog", confidence=0.99)
+    assert actions(group(image(1, given_label="dog"), *same(wrong, image(3, given_label="dog")))) == {1: "keep", 2: "drop", 3: "keep"}
+
+
 def test_a_copy_that_policy_keeps_is_still_looked_at() -> None:
     found = curated(group(*same(image(1), mislabeled(2))), exact_duplicates="keep")
     assert found[2][:2] == ("relabel", "dog")

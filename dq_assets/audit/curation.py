@@ -48,7 +48,9 @@ def _with_kept_copies(facts: pl.DataFrame) -> pl.DataFrame:
     A group's members need not all be copies of its keeper: of two equal files that are near-duplicates of a third, the third
     may be the keeper, and one of the two is still a picture of its own.
     """
-    members = facts.filter(pl.col("group_id").is_not_null()).sort("rank", "is_keeper", "image_id", descending=[True, True, False])
+    members = facts.filter(pl.col("group_id").is_not_null()).sort(
+        "rank", "is_keeper", "is_wrong_label", "image_id", descending=[True, True, False, False]
+    )
     keepers = members.unique("group_id", keep="first", maintain_order=True)
     twins = members.filter(pl.col("pixel_hash").is_not_null()).unique(["group_id", "pixel_hash"], keep="first", maintain_order=True)
     keeper_split = pl.col("split").fill_null("train")

@@ -1,4 +1,4 @@
-"""Pictures in an asset's metadata: Markdown tables with images as data URIs, which the Dagster UI shows inline."""
+"""Pictures in an asset's metadata: Markdown with images as data URIs, which the Dagster UI shows inline."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ TOP = 15
 """Corrections that the chart shows."""
 
 
-def pictures_of(session: Session, table: str) -> dict[str, Any]:
-    """Metadata entries with pictures; none for most tables."""
-    if table == "ontology_report":
+def pictures_of(session: Session, table: str, digest: str) -> dict[str, Any]:
+    """Metadata entries with pictures of a table whose content has this digest; none for most tables."""
+    if table != "ontology_report":
+        return {}
+    # Drawing takes a second, the content is the same whenever the digest is, and an unchanged audit should cost nothing.
+    drawn = session.home.cache / session.dataset.name / "pictures" / f"{table}-{digest[:16]}.png"
+    if not drawn.exists():
         top = corrections(session.table("label_issues"), TOP)
-        if len(top):
-            return {"most common corrections": dg.MetadataValue.md(f"![given label to suggested label, count]({data_uri(corrections_chart(top))})")}
-    return {}
+        if top.is_empty():
+            return {}
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        draft = drawn.with_suffix(".tmp")
+        draft.write_bytes(corrections_chart(top))
+        draft.replace(drawn)
+    return {"most common corrections": dg.MetadataValue.md(f"![given label to suggested label, count]({data_uri(drawn.read_bytes())})")}
