@@ -86,11 +86,11 @@ def run_audit(dataset: Dataset, home: Home, reporter: Reporter) -> AuditRun:
             # That the gates' op fails is how Dagster holds training; the audit itself is complete.
             if event.is_step_failure and event.step_key != gates_op_name(dataset):
                 error = event.step_failure_data.error
-                if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-                    raise KeyboardInterrupt  # Dagster turned the signal into a failed step
                 cause = error
                 while cause is not None and cause.cause is not None:
                     cause = cause.cause
+                if cause is not None and cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                    raise KeyboardInterrupt  # Dagster turned the signal into a failed step
                 return AuditRun(result.run_id, _one_line(cause), error.to_string() if error else None)
             if event.event_type == dg.DagsterEventType.RUN_FAILURE and not any(e.is_step_failure for e in result.all_events):
                 return AuditRun(result.run_id, event.message or "the run failed", event.message)

@@ -1,0 +1,78 @@
+"""How fast are out-of-fold probabilities, and how well do they find wrong labels, against scikit-learn's logistic regression?
+
+The peer is what cleanlab's tutorials use: cross_val_predict(LogisticRegression(max_iter=100)), lbfgs, on the same folds. Both rank the images by
+the probability of the given label; quality is the average precision of finding the labels that were made wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.harness import Benchmark, Clock, Row, Work, alternate, child, median
+
+
+def ours(data: str) -> dict[str, Any]:
+    """oof_probabilities."""
+    import numpy as np
+
+    from benchmarks.vectors import N_CLASSES
+    from dq_assets.audit.oof import oof_probabilities
+
+    vectors, given, folds = (np.load(f"{data}-{name}.npy") for name in ("vectors", "given", "folds"))
+    with Clock() as clock:
+        probs = oof_probabilities(vectors, given, folds, N_CLASSES).probs
+    return {**_quality(probs, given, data), **clock.seconds}
+
+
+def logistic(data: str) -> dict[str, Any]:
+    """cross_val_predict."""
+    import warnings
+
+    import numpy as np
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    warnings.simplefilter("ignore", ConvergenceWarning)  # 100 iterations are what is asked for
+    vectors, given, folds = (np.load(f"{data}-{name}.npy") for name in ("vectors", "given", "folds"))
+    with Clock() as clock:
+        probs = cross_val_predict(LogisticRegression(max_iter=100), vectors, given, cv=PredefinedSplit(folds), method="predict_proba")
+    return {**_quality(probs, given, data), **clock.seconds}
+
+
+def _quality(probs: Any, given: Any, data: str) -> dict[str, float]:
+    import numpy as np
+    from sklearn.metrics import average_precision_score
+
+    wrong = np.load(f"{data}-wrong.npy")
+    right = probs.argmax(axis=1) == given
+    return {
+        "average precision": float(average_precision_score(wrong, -probs[np.arange(len(given)), given])),
+        "accuracy": float(right[~wrong].mean()),
+    }
+
+
+def run(size: int, work: Work) -> list[Row]:
+    """A row each."""
+    data = str(work.folder / f"labels-{size}")
+    child("vectors", "make", n=size, out=data)
+    names = {"oof_probabilities": "ours", "scikit-learn logistic regression": "logistic"}
+    repeats = 3 if size <= 10_000 else 1
+    found = alternate({name: lambda of=function: child("labels", of, data=data) for name, function in names.items()}, repeats)
+    return [
+        {
+            "model": name,
+            "s": median(taken, "seconds"),
+            "CPU s": median(taken, "cpu_seconds"),
+            "oof_probabilities is faster by": median(taken, "seconds") / median(found["oof_probabilities"], "seconds"),
+            "peak MB": median(taken, "peak_mb"),
+            "average precision": median(taken, "average precision"),
+            "accuracy on right labels": median(taken, "accuracy"),
+        }
+        for name, taken in found.items()
+    ]
+
+
+BENCHMARK = Benchmark(
+    "labels", "How fast and how good are out-of-fold probabilities?", "x 1280", {"quick": 2_000, "standard": 5_000, "large": 50_000}, run
+)
