@@ -76,7 +76,13 @@ def main() -> None:
 @click.option("--labels", type=FILE, help="CSV or Parquet with path, label; replaces the labels of PATH.")
 @click.option("--splits", type=FILE, help="CSV or Parquet with path, split; replaces the splits of PATH.")
 @click.option("--groups", type=FILE, help="CSV or Parquet with path, group; images of a group never straddle folds.")
-@click.option("--set", "values", multiple=True, metavar="KEY=VALUE", help="A setting, such as encoder.model=resnet50; repeatable. See docs/settings.md.")
+@click.option(
+    "--set",
+    "values",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting, such as encoder.model=resnet50; repeatable. See docs/settings.md.",
+)
 @reporting_errors
 def audit(path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]) -> int:
     """Audit PATH: a folder of class folders, or a CSV / Parquet manifest (path, label[, split, group]).
@@ -95,8 +101,10 @@ def dataset_from(
     pairs = dict(value.partition("=")[::2] for value in values)
     absolute = path if "://" in path else str(Path(path).expanduser().absolute())
     chosen = name or _name_of(absolute)
-    files = [None if file is None else str(file.expanduser().absolute()) for file in (labels, splits, groups)]
-    return Dataset(chosen, absolute, *files, settings=Settings().with_values(pairs))
+    files = {"labels": labels, "splits": splits, "groups": groups}
+    given = {role: str(file.expanduser().absolute()) for role, file in files.items() if file is not None}
+    settings = Settings().with_values(pairs)
+    return Dataset(chosen, absolute, given.get("labels"), given.get("splits"), given.get("groups"), settings)
 
 
 def _name_of(path: str) -> str:
@@ -225,7 +233,14 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
                 raise UserError(f"--format {file_format} writes images and takes no TABLE. Leave {', '.join(tables)} out.")
             with TerminalReporter().bar("Exporting images", 0) as advance:
                 counts = export_images(
-                    lake, name, out, file_format, audit_id, link=not copy, include_review=dataset.settings.training.include_review, progress=advance
+                    lake,
+                    name,
+                    out,
+                    file_format,
+                    audit_id,
+                    link=not copy,
+                    include_review=dataset.settings.training.include_review,
+                    progress=advance,
                 )
     for what, n in counts.items():
         click.echo(f"{what:<28} {n:>10,}")
@@ -246,10 +261,17 @@ def history(name: str, as_json: bool) -> int:
     dataset = home.dataset(name)
     with Lake.open(home, dataset.settings.store) as lake:
         rows = audits.history(lake, name) if lake.has_dataset(name) else None
-        closed = {} if rows is None else {v: audits.closed_gates(audits.gate_results(lake, name, v))["check_name"].to_list() for v in rows["audit_id"]}
+        closed = (
+            {}
+            if rows is None
+            else {v: audits.closed_gates(audits.gate_results(lake, name, v))["check_name"].to_list() for v in rows["audit_id"]}
+        )
     found = [] if rows is None else rows.to_dicts()
     if as_json:
-        entries = [{**row, "settings": json.loads(row["settings"]), "digests": json.loads(row["digests"]), "closed_gates": closed[row["audit_id"]]} for row in found]
+        entries = [
+            {**row, "settings": json.loads(row["settings"]), "digests": json.loads(row["digests"]), "closed_gates": closed[row["audit_id"]]}
+            for row in found
+        ]
         click.echo(json.dumps(entries, default=str, indent=2))
     elif not found:
         click.echo(f"No audit of {name} is complete yet.")

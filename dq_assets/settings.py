@@ -68,9 +68,7 @@ class Duplicates:
     """Which images count as the same picture."""
 
     phash_distance: int = setting(10, "Pairs of perceptual hashes at most this many bits apart are looked at.", low=0, high=32)
-    cosine_distance: float = setting(
-        0.25, "Neighbours at most this far apart are looked at (nearest 3: twice that).", low=0, high=2
-    )
+    cosine_distance: float = setting(0.25, "Neighbours at most this far apart are looked at (nearest 3: twice that).", low=0, high=2)
     min_correlation: float = setting(0.9, "Least correlation of the aligned pixels for a near-duplicate.", low=0, high=1)
 
 

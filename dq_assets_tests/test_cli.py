@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -31,16 +30,25 @@ def call(home: Path, *arguments: str, **options: object) -> subprocess.Completed
 
 
 @pytest.fixture(scope="module")
-def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.CompletedProcess[str]]]:
+def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A home with one audit of `shapes`, made by the command."""
     home = tmp_path_factory.mktemp("cli") / "home"
-    yield home, call(home, "audit", str(template.root), *LENIENT)
+    return home, call(home, "audit", str(template.root), *LENIENT)
 
 
 def test_audit_prints_a_summary_and_exits_0(audited: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     _, done = audited
     assert done.returncode == 0, done.stderr
-    for word in ("Audit 1 of shapes", "79 in 3 classes", "unreadable", "label issues", "outliers", "duplicate groups", "gates", "dq-assets export"):
+    for word in (
+        "Audit 1 of shapes",
+        "79 in 3 classes",
+        "unreadable",
+        "label issues",
+        "outliers",
+        "duplicate groups",
+        "gates",
+        "dq-assets export",
+    ):
         assert word in done.stdout
     assert "Reading images: 79 of 79" in done.stderr
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -47,10 +46,10 @@ def table(home: Home, name: str, dataset: str = "test-shapes", version: int | No
 
 
 @pytest.fixture(scope="module")
-def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Planted, AuditRun]]:
+def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Planted, AuditRun]:
     """One whole audit that several tests read."""
     home = Home(tmp_path_factory.mktemp("audited"))
-    yield home, template, run(dataset(template), home)
+    return home, template, run(dataset(template), home)
 
 
 def test_the_audit_is_complete_and_its_gates_are_open(audited: tuple[Home, Planted, AuditRun]) -> None:
@@ -301,7 +300,9 @@ def test_data_without_labels_to_compare_gets_its_other_findings_and_a_closed_gat
 
 
 def test_importing_the_definitions_loads_no_heavy_library(home: Home) -> None:
-    script = "import sys, dq_assets.definitions; print([m for m in ('torch', 'timm', 'faiss', 'cv2', 'sklearn', 'scipy') if m in sys.modules])"
+    script = (
+        "import sys, dq_assets.definitions; print([m for m in ('torch', 'timm', 'faiss', 'cv2', 'sklearn', 'scipy') if m in sys.modules])"
+    )
     environment = {**os.environ, "DQ_HOME": str(home.root)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"

@@ -109,7 +109,7 @@ def test_dropped_files_are_audited_and_a_closed_gate_refuses_training(ui: str, h
     assert verdicts["unreadable_share"] == "failed"
     with Lake.open(home) as lake:
         assert audits.history(lake, "live-shapes")["training_snapshot_id"].is_null().to_list() == [False, True]
-        with pytest.raises(audits.GateClosed, match="unreadable_share"):
+        with pytest.raises(audits.GateClosedError, match="unreadable_share"):
             audits.require_green(lake, "live-shapes", home.dataset("live-shapes").settings, {}, version=2)
 
     # Removed again: the same listing as in audit 1 is a change all the same.

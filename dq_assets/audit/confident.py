@@ -243,9 +243,7 @@ def _posterior(given: Codes, classes: NDArray[np.int32], q: Double, transition: 
     return joint / evidence[:, None], evidence
 
 
-def _transition(
-    given: Codes, classes: NDArray[np.int32], q: Double, start: Codes, learnable: NDArray[np.bool_]
-) -> tuple[Double, float]:
+def _transition(given: Codes, classes: NDArray[np.int32], q: Double, start: Codes, learnable: NDArray[np.bool_]) -> tuple[Double, float]:
     """(K, K) transition by expectation maximisation, and the mean log-likelihood of the given labels under it."""
     n_classes = len(start)
     others = np.outer(learnable, learnable) & ~np.eye(n_classes, dtype=bool)

@@ -38,9 +38,7 @@ _BLOCK = 2048
 _CACHED = 4096
 
 
-def candidate_pairs(
-    phash: NDArray[np.uint64], neighbors: Ints, distances: NDArray[np.float32], settings: settings.Duplicates
-) -> Ints:
+def candidate_pairs(phash: NDArray[np.uint64], neighbors: Ints, distances: NDArray[np.float32], settings: settings.Duplicates) -> Ints:
     """Pairs worth a look at their pixels: (m, 2) positions with i < j, unique, sorted.
 
     phash: (n,) 64-bit perceptual hashes. neighbors: (n, k) positions by rising distance, -1 for none. distances: (n, k) cosine.
@@ -247,9 +245,7 @@ def _equal_images(content: Sequence[str | None], pixel_hash: Sequence[str | None
     ]
     # Equal bytes are equal pixels, so two look-ups reach the first; the pixel hash of one of two equal files may be unknown.
     node = first[1][first[0]]
-    kind = frame.select(
-        pl.when(tied["exact"]).then(pl.lit("exact")).when(tied["pixel"]).then(pl.lit("pixel")).otherwise(pl.lit("near"))
-    )
+    kind = frame.select(pl.when(tied["exact"]).then(pl.lit("exact")).when(tied["pixel"]).then(pl.lit("pixel")).otherwise(pl.lit("near")))
     return node, kind.to_series().to_list()
 
 

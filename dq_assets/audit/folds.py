@@ -147,9 +147,7 @@ def _fill_new(
             by_class[a_class][best] += count
 
 
-def _members(
-    pair_component: NDArray[np.int64], pair_class: NDArray[np.int64], counts: NDArray[np.int64], n_components: int
-) -> Any:
+def _members(pair_component: NDArray[np.int64], pair_class: NDArray[np.int64], counts: NDArray[np.int64], n_components: int) -> Any:
     """A function from a component to its (class, number of images), over pairs sorted by component."""
     starts = np.searchsorted(pair_component, np.arange(n_components + 1)).tolist()
     classes, numbers = pair_class.tolist(), counts.tolist()

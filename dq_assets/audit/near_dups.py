@@ -35,9 +35,7 @@ _FLOOR = 1e-6
 _BLOCK = 4096
 
 
-def near_dups(
-    manifest: pl.DataFrame, groups: pl.DataFrame, probs: NDArray[np.float32], class_names: Sequence[str]
-) -> pl.DataFrame:
+def near_dups(manifest: pl.DataFrame, groups: pl.DataFrame, probs: NDArray[np.float32], class_names: Sequence[str]) -> pl.DataFrame:
     """Table near_dups, one row per image of the manifest, in its order.
 
     manifest: (image_id, given_label, split, width, height, bytes), sorted by image_id. groups: table duplicate_groups.
@@ -57,9 +55,7 @@ def near_dups(
     if members.height != groups.height:
         raise ValueError(f"{groups.height - members.height} images of duplicate_groups are not in the manifest.")
     members = _with_verdict(members, probs, list(class_names))
-    found = rows.select("image_id", "group_id", "kind", "distance").join(
-        members, on="image_id", how="left", maintain_order="left"
-    )
+    found = rows.select("image_id", "group_id", "kind", "distance").join(members, on="image_id", how="left", maintain_order="left")
     grouped = pl.col("group_id").is_not_null()
     return found.select(
         "image_id",

@@ -58,9 +58,7 @@ def class_report(
     return joined.select(pl.col(name).cast(kind) for name, kind in CLASS_SCHEMA.items()).sort("class_name")
 
 
-def ontology_report(
-    given: NDArray[np.int64], probs: NDArray[np.float32], issues: pl.DataFrame, *, class_names: list[str]
-) -> pl.DataFrame:
+def ontology_report(given: NDArray[np.int64], probs: NDArray[np.float32], issues: pl.DataFrame, *, class_names: list[str]) -> pl.DataFrame:
     """Table ontology_report: pairs of classes (a before b by name) with an overlap or a flagged image, sorted by a, b.
 
     given: (n,) codes of class_names, -1 for unlabelled. probs: (n, K) out-of-fold. issues: table label_issues of the same images.

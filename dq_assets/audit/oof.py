@@ -148,13 +148,11 @@ def _row_space(vectors: Float, scale: Float, labelled: NDArray[np.int64]) -> tup
     Both heads' weights lie in the span of the labelled rows, so the logits are the same and d x d becomes r x r:
     79 rows of 1280 take 0.1 s instead of 1.6 s.
     """
-    basis = np.linalg.qr((vectors[labelled] * scale[labelled, None]).T)[0].astype(np.float32)
-    return (vectors * scale[:, None]) @ basis, np.ones_like(scale)
+    basis: Float = np.linalg.qr((vectors[labelled] * scale[labelled, None]).T)[0].astype(np.float32)
+    return np.asarray((vectors * scale[:, None]) @ basis, np.float32), np.ones_like(scale)
 
 
-def _sums(
-    vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], *, n_folds: int, n_classes: int
-) -> _Sums:
+def _sums(vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], *, n_folds: int, n_classes: int) -> _Sums:
     """One pass over the labelled rows; products in float32 per block, totals in float64."""
     d = vectors.shape[1]
     total = _Sums(np.zeros((n_folds, d, d)), np.zeros((n_folds, n_classes, d)), np.zeros((n_folds, n_classes)))

@@ -174,7 +174,7 @@ def _refined(a: Floats, b: Floats, start: Matrix, *, shift_only: bool) -> Matrix
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
     smooth = [cv2.GaussianBlur(view, (0, 0), 1.0) for view in (a, b)]
     try:
-        _, movement = cv2.findTransformECC(smooth[0], smooth[1], start.astype(np.float32), kind, stop, None, 5)  # type: ignore[call-overload]
+        _, movement = cv2.findTransformECC(smooth[0], smooth[1], start.astype(np.float32), kind, stop, None, 5)
     except cv2.error:  # "The algorithm stopped before its convergence": the images have nothing in common from this start
         return start
     return np.asarray(movement, dtype=np.float64)

@@ -104,7 +104,7 @@ def _scan_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
 
 def _single_asset(dataset: Dataset, name: str) -> dg.AssetsDefinition:
-    @dg.asset(
+    @dg.asset(  # type: ignore[untyped-decorator]
         **_spec(dataset, TABLES[name]),
         automation_condition=downstream_condition(),
         required_resource_keys={session_key(dataset)},
@@ -116,7 +116,8 @@ def _single_asset(dataset: Dataset, name: str) -> dg.AssetsDefinition:
             data_version=dg.DataVersion(version.digest), metadata=_metadata(session, name, version, computed=computed)
         )
 
-    return table
+    asset: dg.AssetsDefinition = table
+    return asset
 
 
 def _fresh(session: Session, name: str) -> tuple[Version, bool]:

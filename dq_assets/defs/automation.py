@@ -64,7 +64,11 @@ def schedules(dataset: Dataset) -> Sequence[dg.ScheduleDefinition]:
     cron = dataset.settings.automation.schedule
     if not cron:
         return []
-    return [dg.ScheduleDefinition(name=job_name(dataset), job_name=job_name(dataset), cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING)]
+    return [
+        dg.ScheduleDefinition(
+            name=job_name(dataset), job_name=job_name(dataset), cron_schedule=cron, default_status=dg.DefaultScheduleStatus.RUNNING
+        )
+    ]
 
 
 def partition_changes(listing: Listing, audited: pl.DataFrame) -> Changes:

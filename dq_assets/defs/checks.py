@@ -22,7 +22,7 @@ from dq_assets.store.integrity import CHECKS, check_integrity, checks_of
 
 def dataset_checks(dataset: Dataset) -> list[dg.AssetChecksDefinition]:
     """All checks of a dataset."""
-    integrity = [_integrity(dataset, name) for name in audits.AUDITED_TABLES + ("training_set",)]
+    integrity = [_integrity(dataset, name) for name in (*audits.AUDITED_TABLES, "training_set")]
     return [*integrity, _gates(dataset)]
 
 
@@ -33,9 +33,7 @@ def gates_op_name(dataset: Dataset) -> str:
 
 def _integrity(dataset: Dataset, name: str) -> dg.AssetChecksDefinition:
     key = dg.AssetKey([dataset.name, name])
-    specs = [
-        dg.AssetCheckSpec(check, asset=key, description=CHECKS[check], blocking=True) for check in checks_of(TABLES[name])
-    ]
+    specs = [dg.AssetCheckSpec(check, asset=key, description=CHECKS[check], blocking=True) for check in checks_of(TABLES[name])]
 
     @dg.multi_asset_check(specs=specs, name=f"{dataset.slug}__{name}__integrity", required_resource_keys={session_key(dataset)})
     def integrity(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
@@ -61,7 +59,9 @@ def _gates(dataset: Dataset) -> dg.AssetChecksDefinition:
     def gates(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         session: Session = getattr(context.resources, session_key(dataset))
         verdicts = evaluate(session)
-        recorded = audits.record_audit(session.lake, dataset.name, session.settings, verdicts, run_id=context.run.run_id, started=session.started)
+        recorded = audits.record_audit(
+            session.lake, dataset.name, session.settings, verdicts, run_id=context.run.run_id, started=session.started
+        )
         audits.prune_matrices(session.lake, dataset.name, session.settings.store.matrices_kept)
         session.report.say(f"Audit {recorded.audit_id} of {dataset.name} is {'complete' if recorded.is_new else 'unchanged'}.")
         for gate in verdicts:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from dq_assets.audit import confident, curation, duplicates, encoder, folds, near_dups, neighbors, oof, ontology, outliers, scan, training
+from dq_assets.audit import confident, curation, duplicates, encoder, folds, near_dups, neighbors, ontology, oof, outliers, scan, training
 from dq_assets.audit.images import decode_rgb
 from dq_assets.audit.listing import list_source, local_path
 from dq_assets.defs.session import Session
@@ -64,8 +64,10 @@ def _register(session: Session, paths: pl.Series) -> pl.DataFrame:
     """(path, image_id) of all paths ever seen; new ones get the next ids in the order of the listing."""
     known = session.table("image_ids")
     new = paths.filter(~paths.is_in(known["path"].implode()))
-    first = int(known["image_id"].max() or -1) + 1 if len(known) else 0  # type: ignore[call-overload]
-    added = pl.DataFrame({"image_id": pl.int_range(first, first + len(new), eager=True), "path": new}, schema={"image_id": pl.Int64, "path": pl.String})
+    first = int(known["image_id"].to_numpy().max(initial=-1)) + 1
+    added = pl.DataFrame(
+        {"image_id": pl.int_range(first, first + len(new), eager=True), "path": new}, schema={"image_id": pl.Int64, "path": pl.String}
+    )
     append(session.lake, session.dataset.name, "image_ids", added)
     return pl.concat([known, added]).select("path", "image_id")
 
@@ -123,7 +125,9 @@ def _embedded_blocks(session: Session, todo: pl.DataFrame, advance: Callable[[in
 def _vectors(session: Session) -> tuple[np.ndarray, np.ndarray]:
     """(image_id (n,), vectors (n, d)) of the readable images, in image_id order."""
     fine = session.fine("content_sha256")
-    vectors = read_vectors(session.lake, session.dataset.name, encoder.encoder_id(session.settings.encoder), fine["content_sha256"].to_list())
+    vectors = read_vectors(
+        session.lake, session.dataset.name, encoder.encoder_id(session.settings.encoder), fine["content_sha256"].to_list()
+    )
     return fine["image_id"].to_numpy(), vectors
 
 
@@ -201,7 +205,7 @@ def assigned_folds(session: Session) -> Version:
     image_id = fine["image_id"].to_numpy()
     previous = session.table("folds")
     options = session.settings.folds
-    if len(previous) and int(previous["fold"].max()) >= options.n_folds:  # type: ignore[arg-type]
+    if previous["fold"].to_numpy().max(initial=-1) >= options.n_folds:
         previous = previous.clear()  # fewer folds than before: all are drawn anew
     table = folds.assign_folds(
         image_id, fine["given_label"].to_list(), fine["group"].to_list(), _group_of(session, image_id), previous=previous, settings=options
@@ -215,7 +219,7 @@ def _classes(session: Session) -> tuple[list[str], np.ndarray]:
     labels = session.fine("given_label")["given_label"]
     names = sorted(labels.drop_nulls().unique())
     index = {name: code for code, name in enumerate(names)}
-    return names, np.array([index.get(label, -1) for label in labels], np.int64)  # type: ignore[arg-type]
+    return names, np.array([index.get(label, -1) for label in labels], np.int64)
 
 
 def _learnable(session: Session, names: list[str]) -> np.ndarray:
@@ -295,13 +299,20 @@ def ontology_report(session: Session) -> Version:
     """Publish the ontology report."""
     names, codes = _classes(session)
     table = ontology.ontology_report(codes, _probs(session), session.table("label_issues"), class_names=names)
-    return session.publish("ontology_report", table, {"pairs": len(table), "corrections": int((table["n_a_to_b"] + table["n_b_to_a"]).sum())})
+    return session.publish(
+        "ontology_report", table, {"pairs": len(table), "corrections": int((table["n_a_to_b"] + table["n_b_to_a"]).sum())}
+    )
 
 
 def curated_dataset(session: Session) -> Version:
     """Publish what to do with every image."""
-    inputs = (session.table(name) for name in ("raw_manifest", "label_issues", "outliers", "near_dups"))
-    table = curation.curate(*inputs, session.settings.curation)
+    table = curation.curate(
+        session.table("raw_manifest"),
+        session.table("label_issues"),
+        session.table("outliers"),
+        session.table("near_dups"),
+        session.settings.curation,
+    )
     counts = {f"action {action}": n for action, n in table["action"].value_counts().sort("action").iter_rows()}
     return session.publish("curated_dataset", table, counts)
 
@@ -328,7 +339,7 @@ def training_extra(audit_id: int) -> str:
 def trained_model(session: Session) -> Version:
     """Train the probe on raw and on curated labels, score both, and note the gain of this audit."""
     names, codes = _classes(session)
-    image_id, vectors = _vectors(session)
+    _, vectors = _vectors(session)
     manifest = session.fine("given_label", "split").join(session.table("folds"), on="image_id", maintain_order="left")
     chosen = session.table("training_set")
     report = training.gain_of_curation(vectors, codes, manifest, chosen, names, settings=session.settings.training)

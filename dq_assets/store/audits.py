@@ -29,7 +29,7 @@ NOT_RESULTS = ("store", "automation")
 """Sections of the settings that change no table; they do not make a new audit."""
 
 
-class GateClosed(UserError):
+class GateClosedError(UserError):
     """A gate has not passed; training is held."""
 
 
@@ -69,9 +69,7 @@ def stale_tables(settings: Settings, current: dict[str, Version], extras: dict[s
     return stale
 
 
-def record_audit(
-    lake: Lake, dataset: str, settings: Settings, gates: Sequence[Gate], *, run_id: str, started: datetime
-) -> Recorded:
+def record_audit(lake: Lake, dataset: str, settings: Settings, gates: Sequence[Gate], *, run_id: str, started: datetime) -> Recorded:
     """Write the verdicts and, last, the audit's row, in one commit. An audit equal to the latest one is not a new one."""
     current = versions(lake, dataset)
     digests = json.dumps({name: current[name].digest for name in AUDITED_TABLES}, sort_keys=True)
@@ -94,7 +92,12 @@ def record_audit(
                 "tag": None,
                 "pinned_by": None,
             }
-            upsert(lake, dataset, "audits", pl.DataFrame([row], schema_overrides={"training_snapshot_id": pl.Int64, "tag": pl.String, "pinned_by": pl.String}))
+            upsert(
+                lake,
+                dataset,
+                "audits",
+                pl.DataFrame([row], schema_overrides={"training_snapshot_id": pl.Int64, "tag": pl.String, "pinned_by": pl.String}),
+            )
     return Recorded(audit_id, not same)
 
 
@@ -109,7 +112,14 @@ def _results(as_json: str) -> dict[str, Any]:
 
 def _gate_rows(lake: Lake, dataset: str, audit_id: int, gates: Sequence[Gate]) -> pl.DataFrame:
     """The verdicts as rows; an override that a person gave on the same audit stays."""
-    schema = {"check_name": pl.String, "verdict": pl.String, "blocking": pl.Boolean, "value": pl.Float64, "limit_value": pl.Float64, "reason": pl.String}
+    schema = {
+        "check_name": pl.String,
+        "verdict": pl.String,
+        "blocking": pl.Boolean,
+        "value": pl.Float64,
+        "limit_value": pl.Float64,
+        "reason": pl.String,
+    }
     rows = pl.DataFrame([dataclasses.astuple(gate) for gate in gates], schema=schema, orient="row")
     before = read_table(lake, dataset, "gate_results").filter(pl.col("audit_id") == audit_id)
     overrides = before.select("check_name", "override_by", "override_reason")
@@ -174,7 +184,7 @@ def closed_gates(verdicts: pl.DataFrame) -> pl.DataFrame:
 
 
 def require_green(lake: Lake, dataset: str, settings: Settings, extras: dict[str, str], version: int | None = None) -> int:
-    """The audit's id if training may go on. Raises GateClosed naming every closed gate, or that the audit is outdated.
+    """The audit's id if training may go on. Raises GateClosedError naming every closed gate, or that the audit is outdated.
 
     Without a version the latest audit is meant, and it must describe the tables as they stand.
     """
@@ -183,12 +193,14 @@ def require_green(lake: Lake, dataset: str, settings: Settings, extras: dict[str
         current = versions(lake, dataset)
         now = {name: current[name].digest for name in AUDITED_TABLES if name in current}
         if now != json.loads(row["digests"]) or stale_tables(settings, current, extras):
-            raise GateClosed(f"The tables of {dataset} changed after audit {row['audit_id']}. Run the whole audit again.")
+            raise GateClosedError(f"The tables of {dataset} changed after audit {row['audit_id']}. Run the whole audit again.")
     verdicts = gate_results(lake, dataset, row["audit_id"])
     closed = closed_gates(verdicts)
     if verdicts.is_empty() or not closed.is_empty():
         why = "; ".join(f"{g['check_name']}: {g['reason']}" for g in closed.iter_rows(named=True)) or "no gate was evaluated"
-        raise GateClosed(f"Training on {dataset} is held by audit {row['audit_id']}: {why}. Mend the data, or change the limits under gates.")
+        raise GateClosedError(
+            f"Training on {dataset} is held by audit {row['audit_id']}: {why}. Mend the data, or change the limits under gates."
+        )
     return int(row["audit_id"])
 
 

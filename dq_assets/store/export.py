@@ -72,7 +72,15 @@ def _source(lake: Lake, dataset: str, table: str, audit_id: int, *, optional: bo
 
 
 def export_images(
-    lake: Lake, dataset: str, out: Path, layout: str, version: int | None, *, link: bool, include_review: bool, progress: Callable[[int], None]
+    lake: Lake,
+    dataset: str,
+    out: Path,
+    layout: str,
+    version: int | None,
+    *,
+    link: bool,
+    include_review: bool,
+    progress: Callable[[int], None],
 ) -> dict[str, int]:
     """Write the curated images as out/<split>/<label>/<file> (imagefolder) or out/<split>/ with metadata.csv (huggingface).
 
@@ -110,7 +118,9 @@ def export_images(
 
 def _suffix(image_format: str | None) -> str:
     """By the bytes, not by the old name: loaders go by the suffix."""
-    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tiff", "JPEG2000": ".jp2"}.get(image_format or "", f".{(image_format or 'img').lower()}")
+    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tiff", "JPEG2000": ".jp2"}.get(
+        image_format or "", f".{(image_format or 'img').lower()}"
+    )
 
 
 def _folder_name(label: str) -> str:

@@ -60,7 +60,9 @@ def check_integrity(lake: Lake, dataset: str, name: str, *, encoder: str = "") -
 
 def _verdict(lake: Lake, check: str, query: str) -> IntegrityVerdict:
     """`query` selects one column: a description of each offender."""
-    rows = lake.con.execute(f"WITH offenders(offender) AS ({query}) SELECT offender, count(*) OVER () FROM offenders LIMIT {SAMPLE}").fetchall()
+    rows = lake.con.execute(
+        f"WITH offenders(offender) AS ({query}) SELECT offender, count(*) OVER () FROM offenders LIMIT {SAMPLE}"
+    ).fetchall()
     return IntegrityVerdict(check, rows[0][1] if rows else 0, tuple(str(offender) for offender, _ in rows))
 
 
@@ -121,7 +123,9 @@ def _complete(dataset: str, table: Table, encoder: str) -> str:
     surplus = f"SELECT 'unexpected row of ' || image_id FROM {address(dataset, table.name)} WHERE image_id NOT IN ({expected})"
     if table.rows == "some_images":
         return surplus
-    missing = f"SELECT 'no row for ' || image_id FROM ({expected}) WHERE image_id NOT IN (SELECT image_id FROM {address(dataset, table.name)})"
+    missing = (
+        f"SELECT 'no row for ' || image_id FROM ({expected}) WHERE image_id NOT IN (SELECT image_id FROM {address(dataset, table.name)})"
+    )
     return f"{surplus} UNION ALL {missing}"
 
 

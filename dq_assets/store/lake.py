@@ -82,9 +82,7 @@ class Lake:
 
     def has_dataset(self, dataset: str) -> bool:
         """Whether the dataset has a schema in the lake."""
-        found = self.con.execute(
-            "SELECT 1 FROM duckdb_schemas() WHERE database_name = 'lake' AND schema_name = ?", [dataset]
-        ).fetchone()
+        found = self.con.execute("SELECT 1 FROM duckdb_schemas() WHERE database_name = 'lake' AND schema_name = ?", [dataset]).fetchone()
         return found is not None
 
     def ensure_dataset(self, dataset: str) -> None:

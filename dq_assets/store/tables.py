@@ -292,9 +292,7 @@ def _ranges(lake: Lake, dataset: str, name: str, chosen: str, snapshot: int | No
     first, last, width = row
     step = max(1, READ_BYTES // (16 * max(width, 1)))
     for low in range(first, last + 1, step):
-        block = lake.con.execute(
-            f"SELECT {chosen} FROM {source} WHERE image_id >= ? AND image_id < ?", [low, low + step]
-        ).to_arrow_table()
+        block = lake.con.execute(f"SELECT {chosen} FROM {source} WHERE image_id >= ? AND image_id < ?", [low, low + step]).to_arrow_table()
         if block.num_rows:
             yield block.sort_by("image_id") if "image_id" in block.column_names else block
 
@@ -329,7 +327,8 @@ def read_vectors(lake: Lake, dataset: str, encoder: str, content: Sequence[str])
     lake.con.register("wanted", pa.table({"content_sha256": pa.array(order.keys(), pa.string())}))
     try:
         reader = lake.con.execute(
-            f"SELECT content_sha256, vector FROM {address(dataset, 'embeddings')} SEMI JOIN wanted USING (content_sha256) WHERE encoder = ?",
+            f"SELECT content_sha256, vector FROM {address(dataset, 'embeddings')}"
+            " SEMI JOIN wanted USING (content_sha256) WHERE encoder = ?",
             [encoder],
         ).to_arrow_reader(8192)
         vectors: np.ndarray | None = None
