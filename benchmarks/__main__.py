@@ -57,9 +57,7 @@ def _measure(chosen: Benchmark, size: int, work: Work) -> dict[str, object]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure dq-assets, where there is one against a peer.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument(
-        "--size", default="standard", help="quick, standard, large or a number; of what, each benchmark says (default: standard)"
-    )
+    parser.add_argument("--size", default="standard", help="quick, standard, large or a number (default: standard)")
     parser.add_argument("--images", type=Path, help="a folder of class folders in place of made images; it is only read")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures to this file, a line of JSON per benchmark")
     asked = parser.parse_args()

@@ -1,7 +1,7 @@
 """How fast are images embedded, against the loop that one would write first, and against PyTorch's DataLoader?
 
-The same network, weights, preprocessing and batch size in all; the peers run it as timm gives it (batch norms not folded), with PIL, timm's own
-evaluation transform, and the allocator and OpenMP as they come. Loading the model is not counted.
+The same network, weights, preprocessing and batch size in all. The peers run it as timm gives it (batch norms not folded), with PIL,
+timm's own evaluation transform, and the allocator and OpenMP as they come. Loading the model is not counted.
 """
 
 from __future__ import annotations

@@ -49,6 +49,6 @@ def run(size: int, work: Work) -> list[Row]:
     ]
 
 
-BENCHMARK = Benchmark(
-    "memory", "Does memory grow with the number of images?", "images", {"quick": 500, "standard": 10_000, "large": 50_000}, run
-)
+SIZES = {"quick": 500, "standard": 10_000, "large": 50_000}
+
+BENCHMARK = Benchmark("memory", "Does memory grow with the number of images?", "images", SIZES, run)

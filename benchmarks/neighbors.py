@@ -82,6 +82,6 @@ def run(size: int, work: Work) -> list[Row]:
     ]
 
 
-BENCHMARK = Benchmark(
-    "neighbors", "What does an exact neighbour graph cost?", "x 1280", {"quick": 2_000, "standard": 10_000, "large": 50_000}, run
-)
+SIZES = {"quick": 2_000, "standard": 10_000, "large": 50_000}
+
+BENCHMARK = Benchmark("neighbors", "What does an exact neighbour graph cost?", "x 1280", SIZES, run)

@@ -66,6 +66,6 @@ def _zero(folder: Path) -> None:
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
-BENCHMARK = Benchmark(
-    "rerun", "How long does it take to audit again what did not change?", "images", {"quick": 300, "standard": 5_000, "large": 20_000}, run
-)
+SIZES = {"quick": 300, "standard": 5_000, "large": 20_000}
+
+BENCHMARK = Benchmark("rerun", "How long does it take to audit again what did not change?", "images", SIZES, run)

@@ -24,17 +24,18 @@ from dq_assets.settings import Dataset, Home, UserError
 def build_defs(home: Home, datasets: Sequence[Dataset] | None = None, *, reporter: Reporter | None = None) -> dg.Definitions:
     """Definitions of the given datasets, or of all that are registered. Fresh at every call, for tests, CLI and server."""
     found = home.datasets() if datasets is None else list(datasets)
+    assets = {d.name: dataset_assets(d) for d in found}
     jobs = [
         dg.define_asset_job(
             job_name(d),
-            selection=selection(d) | dg.AssetSelection.checks_for_assets(*(k for a in dataset_assets(d) for k in a.keys)),
+            selection=selection(d) | dg.AssetSelection.checks_for_assets(*(k for a in assets[d.name] for k in a.keys)),
             description=f"The whole audit of {d.name}, and training if its gates are open.",
             tags={"dq_assets/dataset": d.name},
         )
         for d in found
     ]
     return dg.Definitions(
-        assets=[asset for d in found for asset in dataset_assets(d)],
+        assets=[asset for of_one in assets.values() for asset in of_one],
         asset_checks=[check for d in found for check in dataset_checks(d)],
         jobs=jobs,
         schedules=[schedule for d in found for schedule in schedules(d)],

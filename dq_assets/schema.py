@@ -68,7 +68,7 @@ class Table:
     @property
     def is_asset(self) -> bool:
         """Whether a Dagster asset materializes this table (the others are the lake's own book-keeping)."""
-        return self.name not in ("image_ids", "table_versions", "audits", "gate_results")
+        return self.name not in ("image_ids", "compared_pairs", "table_versions", "audits", "gate_results")
 
 
 def _score(issue: str, doc: str, *, nullable: bool = False) -> Column:
@@ -108,6 +108,18 @@ TABLES: dict[str, Table] = {
             (
                 IMAGE_ID,
                 Column("path", "VARCHAR", "Path as in raw_manifest."),
+            ),
+            storage="blocks",
+        ),
+        Table(
+            "compared_pairs",
+            "What the pixel witness said of pairs of contents; grows by blocks, never changes, so no pair is compared twice.",
+            ("content_a", "content_b", "witness"),
+            (
+                Column("content_a", "VARCHAR", "The bytes of one picture; sorts before content_b."),
+                Column("content_b", "VARCHAR", "The bytes of the other."),
+                Column("witness", "VARCHAR", "Version and threshold of the comparison."),
+                Column("distance", "FLOAT", "1 - aligned correlation; null if they are different pictures.", True, low=0, high=1),
             ),
             storage="blocks",
         ),

@@ -317,3 +317,29 @@ def test_two_datasets_stand_side_by_side(template: Planted, home: Home) -> None:
     assert definitions.resolve_job_def(job_name(dataset(template))).name == "full_audit__test_shapes"
     assert {s.name for s in definitions.schedules or []} == {"full_audit__test_shapes", "full_audit__other"}
     dg.Definitions.validate_loadable(definitions)
+
+
+def test_tables_that_do_not_belong_together_are_no_audit(pictures: Planted, home: Home) -> None:
+    assert run(dataset(pictures), home).failure is None
+    changed = dataset(pictures, labels__flag_above="0.7")
+    definitions = build_defs(home, [changed])
+    key = dg.AssetKey(["test-shapes", "curated_dataset"])
+    with instance_of(home) as instance:
+        job = definitions.resolve_job_def(job_name(changed))
+        job.execute_in_process(instance=instance, asset_selection=[key], raise_on_error=False)
+    with Lake.open(home) as lake:
+        assert audits.history(lake, "test-shapes")["audit_id"].to_list() == [1]
+        with pytest.raises(audits.GateClosedError, match="changed after audit 1"):
+            audits.require_green(lake, "test-shapes", changed.settings, {})
+    assert run(changed, home).failure is None
+    with Lake.open(home) as lake:
+        assert audits.history(lake, "test-shapes")["audit_id"].to_list() == [1, 2]
+
+
+def test_an_added_file_compares_only_its_own_pairs(pictures: Planted, home: Home) -> None:
+    assert run(dataset(pictures), home).failure is None
+    Image.effect_noise((120, 120), 60).convert("RGB").save(pictures.root / "grid/new.png")
+    outcome = run(dataset(pictures), home)
+    assert outcome.failure is None
+    shown = materializations(home, outcome.run_id)["duplicate_groups"]
+    assert 0 < int(str(shown["pairs compared now"])) < int(str(shown["candidate pairs"])) / 4

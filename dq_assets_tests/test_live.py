@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -51,16 +52,16 @@ def wait_for(what: str, is_so: Callable[[], bool], seconds: float = 180) -> None
     pytest.fail(f"{what} did not happen within {seconds} s")
 
 
-@pytest.fixture
-def ui(home: Home, tmp_path: Path) -> Iterator[str]:
-    """A real `dagster dev` on a free port, started with no dataset registered; ended by its process group."""
+@contextlib.contextmanager
+def running_ui(home: Home, logs: Path) -> Iterator[str]:
+    """The address of a real `dagster dev` on a free port; ended by its process group."""
     with instance_of(home):
         pass  # places dagster.yaml
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "DQ_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster)}
-    log = (tmp_path / "dagster.log").open("w")
+    log = (logs / "dagster.log").open("w")
     server = subprocess.Popen(
         [str(BIN / "dagster"), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
         cwd=ROOT,
@@ -80,6 +81,13 @@ def ui(home: Home, tmp_path: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
         log.close()
+
+
+@pytest.fixture
+def ui(home: Home, tmp_path: Path) -> Iterator[str]:
+    """A UI with no dataset registered."""
+    with running_ui(home, tmp_path) as url:
+        yield url
 
 
 def audit_ids(home: Home, name: str) -> list[int]:

@@ -16,9 +16,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets import settings
-from dq_assets.audit.witness import Prepared, aligned_correlation, correlation, prepare
+from dq_assets.audit.witness import WITNESS_VERSION, Prepared, aligned_correlation, correlation, prepare
 
-__all__ = ["aligned_correlation", "candidate_pairs", "confirm_pairs", "duplicate_groups"]
+__all__ = ["WITNESS_VERSION", "aligned_correlation", "candidate_pairs", "confirm_pairs", "duplicate_groups"]
 
 Ints = NDArray[np.int64]
 

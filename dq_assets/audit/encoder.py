@@ -2,8 +2,8 @@
 
 The default, `tf_efficientnet_lite0`, comes with the installation and never asks the network for anything. Another timm model loads
 only when it is named, and a hub that does not answer is an error: random weights give vectors that look like any others.
-Wrong preprocessing is as silent: ImageNet's mean and std in place of 0.5 cost this network 11 points of accuracy. So mean, std and
-size stand in one record, which is part of the identity under which vectors are stored.
+Wrong preprocessing is as silent: ImageNet's mean and std in place of 0.5 cost this network 11 points of top-1
+accuracy on ImageNet photos. So mean, std and size stand in one record, which is part of the identity under which vectors are stored.
 What does not belong here: decoding (`dq_assets.audit.images`) and distances between vectors (`dq_assets.audit.neighbors`).
 """
 

@@ -22,6 +22,9 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
+WITNESS_VERSION = 1
+"""Raised whenever an answer of this module changes; stored answers of older versions are not used then."""
+
 WORK_SIDE = 96
 """Longest side, in pixels, at which pixels are compared: small enough that JPEG at quality 30 is above .95 of its original."""
 
@@ -155,15 +158,29 @@ def _keypoint_movement(a: Prepared, b: Prepared, mirrored: bool) -> Matrix | Non
     left, right = a.descriptors[0], b.descriptors[mirrored]
     if left is None or right is None or min(len(left), len(right)) < MIN_INLIERS:
         return None
-    matches = sorted(cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(left, right), key=lambda match: match.distance)[:100]
+    matches = _mutual_matches(left, right)[:100]
     if len(matches) < MIN_INLIERS:
         return None
-    source = a.points[0][[match.queryIdx for match in matches]]
-    target = b.points[mirrored][[match.trainIdx for match in matches]]
+    source, target = a.points[0][matches[:, 0]], b.points[mirrored][matches[:, 1]]
     movement, inliers = cv2.estimateAffinePartial2D(source, target, method=cv2.RANSAC, ransacReprojThreshold=2.0, maxIters=300)
     if movement is None or int(inliers.sum()) < MIN_INLIERS:
         return None
     return np.asarray(movement, dtype=np.float64)
+
+
+def _mutual_matches(left: Image, right: Image) -> NDArray[np.int64]:
+    """(m, 2) rows of left and right (uint8, 32 bytes each) that are each other's nearest by Hamming distance, closest first.
+
+    What OpenCV's BFMatcher(NORM_HAMMING, crossCheck=True) answers, in half of its time, which was most of a comparison's.
+    """
+    a, b = left.view(np.uint64), right.view(np.uint64)
+    distance = np.zeros((len(a), len(b)), dtype=np.uint16)
+    for word in range(a.shape[1]):
+        distance += np.bitwise_count(a[:, None, word] ^ b[None, :, word])
+    nearest = distance.argmin(axis=1)
+    mutual = np.flatnonzero(distance.argmin(axis=0)[nearest] == np.arange(len(a)))
+    order = np.argsort(distance[mutual, nearest[mutual]], kind="stable")
+    return np.stack([mutual, nearest[mutual]], axis=1)[order]
 
 
 def _refined(a: Floats, b: Floats, start: Matrix, *, shift_only: bool) -> Matrix:

@@ -13,6 +13,7 @@ import dagster as dg
 
 from dq_assets.audit.encoder import encoder_id
 from dq_assets.audit.gates import ADVISORY, GATES, Gate, evaluate_gates
+from dq_assets.defs.automation import job_name
 from dq_assets.defs.session import Session, session_key
 from dq_assets.schema import TABLES
 from dq_assets.settings import Dataset
@@ -58,7 +59,12 @@ def _gates(dataset: Dataset) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(specs=specs, name=gates_op_name(dataset), required_resource_keys={session_key(dataset)})
     def gates(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         session: Session = getattr(context.resources, session_key(dataset))
-        verdicts = evaluate(session)
+        stale = audits.stale_tables(session.settings, session.versions(), session.extras())
+        verdicts = evaluate(session, stale)
+        if stale:  # tables that do not belong together are no audit; the latest complete one stays the latest
+            session.report.say(f"No audit of {dataset.name} is recorded: outdated are {', '.join(stale)}. Run {job_name(dataset)}.")
+            yield from (_result(key, gate, None) for gate in verdicts)
+            return
         recorded = audits.record_audit(
             session.lake, dataset.name, session.settings, verdicts, run_id=context.run.run_id, started=session.started
         )
@@ -70,21 +76,21 @@ def _gates(dataset: Dataset) -> dg.AssetChecksDefinition:
     return gates
 
 
-def evaluate(session: Session) -> list[Gate]:
-    """The verdict of every gate on the tables as they stand."""
+def evaluate(session: Session, stale: list[str]) -> list[Gate]:
+    """The verdict of every gate on the tables as they stand, of which `stale` are outdated."""
     return evaluate_gates(
         manifest=session.table("raw_manifest"),
         curated=session.table("curated_dataset"),
         label_issues=session.table("label_issues"),
         near_dups=session.table("near_dups"),
         class_report=session.table("class_report"),
-        stale=audits.stale_tables(session.settings, session.versions(), session.extras()),
+        stale=stale,
         limits=session.settings.gates,
     )
 
 
-def _result(key: dg.AssetKey, gate: Gate, audit_id: int) -> dg.AssetCheckResult:
-    metadata: dict[str, Any] = {"audit": audit_id, "verdict": gate.verdict}
+def _result(key: dg.AssetKey, gate: Gate, audit_id: int | None) -> dg.AssetCheckResult:
+    metadata: dict[str, Any] = {"verdict": gate.verdict, **({} if audit_id is None else {"audit": audit_id})}
     if gate.value is not None:
         metadata |= {"value": float(gate.value), "limit": float(gate.limit_value or 0)}
     return dg.AssetCheckResult(

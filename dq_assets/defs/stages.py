@@ -15,31 +15,45 @@ import polars as pl
 import pyarrow as pa
 
 from dq_assets.audit import confident, curation, duplicates, encoder, folds, near_dups, neighbors, ontology, oof, outliers, scan, training
-from dq_assets.audit.images import decode_rgb
+from dq_assets.audit.images import decode_rgb, read_file
 from dq_assets.audit.listing import list_source, local_path
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
 from dq_assets.store import audits
 from dq_assets.store.scratch import ScanScratch
-from dq_assets.store.tables import Version, append, borrow_vectors, embedded_content, read_matrix, read_vectors, record_version, upsert
+from dq_assets.store.tables import (
+    Version,
+    append,
+    borrow_vectors,
+    compared_pairs,
+    embedded_content,
+    read_matrix,
+    read_vectors,
+    record_version,
+    upsert,
+)
 
 PUBLISH_ROWS = 8192
 """Rows per block of a matrix while it is published."""
 
+PAIRS_PER_COMMIT = 8192
+"""Pairs of pictures that are compared between two commits: half a minute of work."""
+
 WITNESS_SIDE = 256
-"""Shorter side, in pixels, at which two pictures are compared."""
+"""Longest side, in pixels, of the pictures that are compared."""
 
 
 def raw_manifest(session: Session) -> tuple[Version, Version]:
     """List the source, read what is new or changed, and publish raw_manifest and image_properties."""
     listing = list_source(session.dataset)
     image_ids = _register(session, listing.files["path"])
-    before = session.versions().get("raw_manifest")
-    code = audits.code_version("raw_manifest", session.settings)
+    before = session.versions()
+    code = "_".join(audits.code_version(table, session.settings) for table in ("raw_manifest", "image_properties"))
     scratch = ScanScratch(session.home, session.dataset.name, code)
     known = scratch.read(scan.RECORD_SCHEMA)
-    if before is not None and before.fingerprint == session.fingerprint("raw_manifest"):
+    # Both tables come from one decode, so a new version of either reads every file again.
+    if all(table in before and before[table].fingerprint == session.fingerprint(table) for table in ("raw_manifest", "image_properties")):
         known = pl.concat([scan.known_records(session.table("raw_manifest"), session.table("image_properties")), known])
     todo = scan.unread(listing.files, known)
     with session.report.bar("Reading images", len(todo)) as advance:
@@ -167,28 +181,56 @@ def duplicate_groups(session: Session) -> Version:
     image_id = fine["image_id"].to_numpy()
     phash = np.array([int(digits, 16) for digits in session.table("image_properties")["phash"]], np.uint64)
     positions, distances = _neighbors(session, image_id)
-    options, images = session.settings.duplicates, session.settings.images
-    pairs = duplicates.candidate_pairs(phash, positions, distances, options)
-    uris = fine["uri"].to_list()
-
-    def load(position: int) -> np.ndarray:
-        picture = decode_rgb(local_path(uris[position]), max_pixels=images.max_pixels, min_side=WITNESS_SIDE)
-        picture.thumbnail((WITNESS_SIDE, WITNESS_SIDE))
-        return np.asarray(picture)
-
-    with session.report.bar("Comparing pictures", len(pairs)) as advance:
-        confirmed = duplicates.confirm_pairs(
-            pairs, load, options, threads=images.threads or os.cpu_count() or 1, progress=as_total(advance)
-        )
+    pairs = duplicates.candidate_pairs(phash, positions, distances, session.settings.duplicates)
+    confirmed, n_compared = _confirmed(session, fine, pairs)
     groups = duplicates.duplicate_groups(image_id, fine["content_sha256"].to_list(), fine["pixel_hash"].to_list(), pairs, confirmed)
     metrics = {
         "groups": groups["group_id"].n_unique(),
-        "pairs compared": len(pairs),
+        "candidate pairs": len(pairs),
         "pairs confirmed": int(np.isfinite(confirmed).sum()),
-        "pairs that could not be read": int(np.isinf(confirmed).sum()),
+        "pairs compared now": n_compared,
         **{f"images {kind}": n for kind, n in groups["kind"].value_counts().sort("kind").iter_rows()},
     }
     return session.publish("duplicate_groups", groups, metrics)
+
+
+def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple[np.ndarray, int]:
+    """((m,) distances, NaN where the pictures differ; how many were looked at now): pairs of contents that were never compared.
+
+    Verdicts are committed by blocks, so that a killed run goes on where it stopped.
+    """
+    options, images, name = session.settings.duplicates, session.settings.images, session.dataset.name
+    witness = f"{duplicates.WITNESS_VERSION}@{options.min_correlation:g}"
+    shas, uris = fine["content_sha256"].to_numpy(), fine["uri"].to_list()
+    contents = pl.DataFrame({"a": shas[pairs[:, 0]], "b": shas[pairs[:, 1]]}, schema={"a": pl.String, "b": pl.String})
+    named = contents.select(content_a=pl.min_horizontal("a", "b"), content_b=pl.max_horizontal("a", "b"), row=pl.int_range(pl.len()))
+    before = compared_pairs(session.lake, name, witness, named)
+    todo = named.filter(pl.col("content_a") != pl.col("content_b")).unique(["content_a", "content_b"], keep="first", maintain_order=True)
+    todo = todo.join(before, on=["content_a", "content_b"], how="anti", maintain_order="left")
+
+    def load(position: int) -> np.ndarray:
+        data = read_file(local_path(uris[position]))
+        if hashlib.sha256(data).hexdigest() != shas[position]:  # a verdict is stored for ever under the content it is of
+            raise OSError("its bytes changed since it was scanned")
+        picture = decode_rgb(data, max_pixels=images.max_pixels, min_side=WITNESS_SIDE)
+        picture.thumbnail((WITNESS_SIDE, WITNESS_SIDE))
+        return np.asarray(picture)
+
+    unread = 0
+    with session.report.bar("Comparing pictures", len(todo)) as advance:
+        for block in todo.iter_slices(PAIRS_PER_COMMIT):
+            distances = duplicates.confirm_pairs(
+                pairs[block["row"].to_numpy()], load, options, threads=images.threads or os.cpu_count() or 1, progress=as_total(advance)
+            )
+            looked = block.select("content_a", "content_b").with_columns(distance=pl.Series(distances).fill_nan(None))
+            readable = looked.filter(pl.col("distance").is_null() | pl.col("distance").is_finite())
+            unread += len(looked) - len(readable)
+            append(session.lake, name, "compared_pairs", readable.with_columns(witness=pl.lit(witness)))
+    if unread:
+        raise UserError(f"{unread} pairs could not be compared: files changed or vanished while they were audited. Run the audit again.")
+    verdicts = compared_pairs(session.lake, name, witness, named)
+    distance = named.join(verdicts, on=["content_a", "content_b"], how="left", maintain_order="left")["distance"]
+    return distance.fill_null(np.nan).to_numpy(), len(todo)
 
 
 def _group_of(session: Session, image_id: np.ndarray) -> np.ndarray:

@@ -150,7 +150,7 @@ def audit_row(lake: Lake, dataset: str, version: int | None) -> dict[str, Any]:
 
 def snapshot_of(lake: Lake, dataset: str, table: str, version: int | None) -> int | None:
     """The snapshot to read a table of an audit at; None (the newest) for ledgers. Raises UserError if it is not kept."""
-    if TABLES[table].storage == "ledger" or table in ("image_ids", "table_versions", "embeddings"):
+    if TABLES[table].storage == "ledger" or TABLES[table].storage == "blocks" or table == "table_versions":
         return None
     row = audit_row(lake, dataset, version)
     if table == "training_set":

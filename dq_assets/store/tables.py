@@ -377,6 +377,27 @@ def borrow_vectors(lake: Lake, dataset: str, encoder: str, wanted: set[str]) -> 
     return len(wanted) - len(remaining)
 
 
+def compared_pairs(lake: Lake, dataset: str, witness: str, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Those of the pairs (content_a, content_b) that were compared before, in any dataset of the lake, with their distance."""
+    schemas = lake.con.execute(
+        "SELECT schema_name FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = 'compared_pairs' ORDER BY schema_name <> ?",
+        [dataset],
+    ).fetchall()
+    lake.con.register("wanted", pairs.select("content_a", "content_b").unique().to_arrow())
+    try:
+        found = [
+            lake.con.execute(
+                f"SELECT content_a, content_b, distance FROM {address(schema, 'compared_pairs')}"
+                " SEMI JOIN wanted USING (content_a, content_b) WHERE witness = ?",
+                [witness],
+            ).pl()
+            for (schema,) in schemas
+        ]
+    finally:
+        lake.con.unregister("wanted")
+    return pl.concat(found).unique(["content_a", "content_b"], keep="first", maintain_order=True)
+
+
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
