@@ -6,6 +6,7 @@ Exit codes: 0 done and fit; 3 done, a gate is closed; 2 misused; 1 failed, with 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 import click
 
 from dq_assets import __version__
-from dq_assets.settings import NAME_PATTERN, Dataset, Home, Settings, UserError
+from dq_assets.settings import NAME_PATTERN, Dataset, Home, UserError
 
 OK, FAILED, MISUSED, GATE_CLOSED = 0, 1, 2, 3
 
@@ -88,23 +89,30 @@ def audit(path: str, name: str | None, labels: Path | None, splits: Path | None,
     """Audit PATH: a folder of class folders, or a CSV / Parquet manifest (path, label[, split, group]).
 
     The dataset is registered under its name, with its settings; from then on the Dagster UI shows, schedules and watches it.
-    Run it again to re-audit what changed; an interrupted audit goes on where it stopped.
+    Run it again to re-audit what changed; options that are not given stay as they are registered. An interrupted audit goes on
+    where it stopped.
     """
-    dataset = dataset_from(path, name, labels, splits, groups, values)
-    return audit_and_print(dataset, Home.from_environment())
+    home = Home.from_environment()
+    dataset = dataset_from(home, path, name, labels, splits, groups, values)
+    return audit_and_print(dataset, home)
 
 
 def dataset_from(
-    path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]
+    home: Home, path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]
 ) -> Dataset:
-    """The dataset that the arguments describe; raises UserError for a name or a setting that is not valid."""
+    """The dataset that the arguments describe, on top of its registration if it has one.
+
+    Raises UserError for a name or a setting that is not valid.
+    """
     pairs = dict(value.partition("=")[::2] for value in values)
     absolute = path if "://" in path else str(Path(path).expanduser().absolute())
     chosen = name or _name_of(absolute)
+    before = home.dataset(chosen) if home.is_registered(chosen) else Dataset(chosen, absolute)
+    if before.path != absolute:
+        click.echo(f"{chosen} was registered for {before.path} and now is {absolute}. To keep both, give another --name.", err=True)
     files = {"labels": labels, "splits": splits, "groups": groups}
     given = {role: str(file.expanduser().absolute()) for role, file in files.items() if file is not None}
-    settings = Settings().with_values(pairs)
-    return Dataset(chosen, absolute, given.get("labels"), given.get("splits"), given.get("groups"), settings)
+    return dataclasses.replace(before, path=absolute, settings=before.settings.with_values(pairs), **given)
 
 
 def _name_of(path: str) -> str:

@@ -163,7 +163,7 @@ TABLES: dict[str, Table] = {
                 ),
             ),
             rows="ok_images",
-            settings=("images",),
+            settings=("images", "quality"),
             kinds=frozenset({"python", "duckdb"}),
         ),
         Table(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -36,10 +37,16 @@ def setting(
 
 @dataclass(frozen=True)
 class Images:
-    """Reading of files and image quality checks."""
+    """Reading of files."""
 
     max_pixels: int = setting(178_956_970, "Images with more pixels are not decoded and get status too_large.", low=1)
     threads: int = setting(0, "Threads that read and decode; 0 is one per core.", low=0)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Thresholds of the image quality checks."""
+
     dark_below: float = setting(0.32, "dark_score below this is an issue.", low=0, high=1)
     light_below: float = setting(0.05, "light_score below this is an issue.", low=0, high=1)
     blurry_below: float = setting(0.29, "blurry_score below this is an issue.", low=0, high=1)
@@ -154,6 +161,7 @@ class Settings:
     """All settings of one dataset."""
 
     images: Images = Images()
+    quality: Quality = Quality()
     encoder: Encoder = Encoder()
     neighbors: Neighbors = Neighbors()
     duplicates: Duplicates = Duplicates()
@@ -282,6 +290,10 @@ class Home:
     def registration(self, name: str) -> Path:
         return self.root / "datasets" / f"{name}.yaml"
 
+    def is_registered(self, name: str) -> bool:
+        """Whether there is a registration of this name, valid or not."""
+        return NAME_PATTERN.fullmatch(name) is not None and self.registration(name).exists()
+
     def register(self, dataset: Dataset) -> Path:
         """Write the registration whole or not at all. Refuses a name that collides in Dagster's names."""
         file = self.registration(dataset.name)
@@ -308,8 +320,14 @@ class Home:
         return _dataset_from(raw, file)
 
     def datasets(self) -> list[Dataset]:
-        """All registrations, by name."""
-        return [self.dataset(p.stem) for p in sorted((self.root / "datasets").glob("*.yaml"))]
+        """All valid registrations, by name. A damaged one is a warning: it must not stop the audits of all others."""
+        found = []
+        for name in sorted(p.stem for p in (self.root / "datasets").glob("*.yaml")):
+            try:
+                found.append(self.dataset(name))
+            except UserError as error:
+                logging.getLogger(__name__).warning("Not loaded: %s", error)
+        return found
 
 
 def _dataset_from(raw: Any, file: Path) -> Dataset:

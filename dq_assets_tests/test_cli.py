@@ -16,8 +16,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from dq_assets.cli import main
+from dq_assets.cli import dataset_from, main
 from dq_assets.schema import TABLES
+from dq_assets.settings import Home
 from dq_assets_tests.conftest import Planted
 
 BIN = Path(sys.executable).parent / "dq-assets"
@@ -205,3 +206,20 @@ def test_every_command_and_option_has_help() -> None:
     for name, command in main.commands.items():
         assert command.help, name
         assert all(getattr(p, "help", None) or p.param_type_name == "argument" for p in command.params), name
+
+
+def test_options_that_are_not_given_stay_as_registered(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    splits = tmp_path / "splits.csv"
+    home.register(dataset_from(home, "photos", "shop", None, splits, None, ("neighbors.k=7", "folds.n_folds=4")))
+    again = dataset_from(home, "photos", "shop", None, None, None, ("neighbors.k=9",))
+    assert again.splits == str(splits)
+    assert again.settings.neighbors.k == 9
+    assert again.settings.folds.n_folds == 4
+
+
+def test_a_name_that_moves_to_another_path_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(tmp_path)
+    home.register(dataset_from(home, "photos", "shop", None, None, None, ()))
+    assert dataset_from(home, "elsewhere", "shop", None, None, None, ()).path.endswith("elsewhere")
+    assert "To keep both, give another --name" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter, ImageStat
 
 from dq_assets.audit import quality
 from dq_assets.schema import QUALITY_CHECKS, TABLES
-from dq_assets.settings import Images
+from dq_assets.settings import Quality
 
 
 def of_array(values: np.ndarray) -> Image.Image:
@@ -26,7 +26,7 @@ BLACK = Image.new("RGB", (300, 200), "black")
 WHITE = Image.new("RGB", (300, 200), "white")
 NOISE = of_array(np.random.default_rng(0).integers(0, 256, (200, 300, 3)))
 BLURRED = blocks().filter(ImageFilter.GaussianBlur(15))
-THRESHOLDS = Images()
+THRESHOLDS = Quality()
 
 
 def issues(image: Image.Image) -> set[str]:

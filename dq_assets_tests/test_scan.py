@@ -15,7 +15,7 @@ from PIL import Image
 from dq_assets.audit.listing import Listing, list_source
 from dq_assets.audit.scan import RECORD_SCHEMA, known_records, manifest_and_properties, scan, unread
 from dq_assets.schema import STATUSES, TABLES
-from dq_assets.settings import Dataset, Images
+from dq_assets.settings import Dataset, Images, Quality
 
 SETTINGS = Images(threads=2)
 NOTHING_KNOWN = pl.DataFrame(schema=RECORD_SCHEMA)
@@ -46,7 +46,7 @@ def audited(path: Path, known: pl.DataFrame = NOTHING_KNOWN) -> tuple[pl.DataFra
     todo = unread(files, known)
     records = pl.concat([known, *scan(todo["uri"].to_list(), SETTINGS)])
     image_ids = files.select("path", image_id=pl.int_range(pl.len(), dtype=pl.Int64))
-    return *manifest_and_properties(files, records, image_ids, SETTINGS), len(todo)
+    return *manifest_and_properties(files, records, image_ids, Quality()), len(todo)
 
 
 def test_every_file_becomes_a_row_whatever_it_is(root: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_file_that_vanishes_between_listing_and_reading_is_missing_and_has_no_
     (root / "1.png").unlink()
     records = pl.concat(scan(files["uri"].to_list(), SETTINGS))
     image_ids = pl.DataFrame({"path": ["0.png", "1.png", "old.png"], "image_id": [4, 2, 3]})
-    manifest, properties = manifest_and_properties(files, records, image_ids, SETTINGS)
+    manifest, properties = manifest_and_properties(files, records, image_ids, Quality())
     assert manifest.select("image_id", "path", "status", "bytes", "mtime").row(0) == (2, "1.png", "missing", None, None)
     assert properties["image_id"].to_list() == [4]
 

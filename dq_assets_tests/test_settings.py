@@ -99,8 +99,8 @@ def test_the_digest_is_of_what_changes_answers() -> None:
     assert base.digest("encoder", "images") == base.with_values({"encoder.batch_size": "1", "images.threads": "3"}).digest(
         "encoder", "images"
     )
-    assert base.digest("images") != base.with_values({"images.dark_below": "0.3"}).digest("images")
-    assert base.digest("encoder") == base.with_values({"images.dark_below": "0.3"}).digest("encoder")
+    assert base.digest("quality") != base.with_values({"quality.dark_below": "0.3"}).digest("quality")
+    assert base.digest("encoder") == base.with_values({"quality.dark_below": "0.3"}).digest("encoder")
     assert base.digest("encoder") != base.digest("images")
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from dq_assets.schema import QUALITY_CHECKS, TABLES
 
 if TYPE_CHECKING:
-    from dq_assets.settings import Images
+    from dq_assets.settings import Quality
 
 PIXEL_CHECKS: tuple[str, ...] = tuple(check for check in QUALITY_CHECKS if check != "odd_size")
 """Checks that one image answers alone; odd_size needs the sizes of the whole dataset."""
@@ -70,7 +70,7 @@ def image_properties(
     scores: dict[str, np.ndarray],
     width: np.ndarray,
     height: np.ndarray,
-    settings: Images,
+    settings: Quality,
 ) -> pl.DataFrame:
     """The table image_properties: a row per image in the order given, columns and types of the schema.
 

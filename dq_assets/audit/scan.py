@@ -19,7 +19,7 @@ from dq_assets.audit.images import ImageRecord, inspect
 from dq_assets.audit.listing import REPEATED, local_path
 from dq_assets.audit.quality import image_properties
 from dq_assets.schema import QUALITY_CHECKS
-from dq_assets.settings import Images
+from dq_assets.settings import Images, Quality
 
 PIXEL_CHECKS = tuple(check for check in QUALITY_CHECKS if check != "odd_size")
 """Checks of one image alone; odd_size needs the whole dataset."""
@@ -81,7 +81,7 @@ def _row(uri: str, record: ImageRecord) -> dict[str, object]:
 
 
 def manifest_and_properties(
-    files: pl.DataFrame, records: pl.DataFrame, image_ids: pl.DataFrame, settings: Images
+    files: pl.DataFrame, records: pl.DataFrame, image_ids: pl.DataFrame, settings: Quality
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The tables raw_manifest and image_properties.
 

@@ -16,6 +16,7 @@ import polars as pl
 
 from dq_assets.audit.encoder import encoder_id
 from dq_assets.report.progress import LogReporter, Reporter
+from dq_assets.schema import TABLES
 from dq_assets.settings import Dataset, Home, Settings
 from dq_assets.store.audits import fingerprint
 from dq_assets.store.lake import Lake, audit_lock
@@ -51,7 +52,11 @@ class Session:
 
     def extras(self) -> dict[str, str]:
         """Identity of what is outside tables and settings, by table: see `store.audits.fingerprint`."""
-        return {"embeddings": encoder_id(self.settings.encoder)}
+        # One decode makes raw_manifest and the raw scores of image_properties: a new formula has to read every file again.
+        return {
+            "raw_manifest": f"properties {TABLES['image_properties'].algorithm}",
+            "embeddings": encoder_id(self.settings.encoder),
+        }
 
     def fingerprint(self, table: str, extra: str = "") -> str:
         """What the table would be computed from now."""

@@ -48,12 +48,10 @@ def raw_manifest(session: Session) -> tuple[Version, Version]:
     """List the source, read what is new or changed, and publish raw_manifest and image_properties."""
     listing = list_source(session.dataset)
     image_ids = _register(session, listing.files["path"])
-    before = session.versions()
-    code = "_".join(audits.code_version(table, session.settings) for table in ("raw_manifest", "image_properties"))
-    scratch = ScanScratch(session.home, session.dataset.name, code)
+    before = session.versions().get("raw_manifest")
+    scratch = ScanScratch(session.home, session.dataset.name, session.fingerprint("raw_manifest"))
     known = scratch.read(scan.RECORD_SCHEMA)
-    # Both tables come from one decode, so a new version of either reads every file again.
-    if all(table in before and before[table].fingerprint == session.fingerprint(table) for table in ("raw_manifest", "image_properties")):
+    if before is not None and before.fingerprint == session.fingerprint("raw_manifest"):
         known = pl.concat([scan.known_records(session.table("raw_manifest"), session.table("image_properties")), known])
     todo = scan.unread(listing.files, known)
     with session.report.bar("Reading images", len(todo)) as advance:
@@ -61,7 +59,7 @@ def raw_manifest(session: Session) -> tuple[Version, Version]:
             scratch.add(block)
             advance(len(block))
     records = pl.concat([known, scratch.read(scan.RECORD_SCHEMA)])
-    manifest, properties = scan.manifest_and_properties(listing.files, records, image_ids, session.settings.images)
+    manifest, properties = scan.manifest_and_properties(listing.files, records, image_ids, session.settings.quality)
     metrics = {
         "files": len(manifest),
         "listing_digest": listing.digest(),
@@ -379,13 +377,14 @@ def training_extra(audit_id: int) -> str:
 
 
 def trained_model(session: Session) -> Version:
-    """Train the probe on raw and on curated labels, score both, and note the gain of this audit."""
+    """Train the probe on raw and on curated labels, score both, and note the gain of the audit that the training set is of."""
+    audit_id = int(session.versions()["training_set"].metrics["audit"])
     names, codes = _classes(session)
     _, vectors = _vectors(session)
     manifest = session.fine("given_label", "split").join(session.table("folds"), on="image_id", maintain_order="left")
     chosen = session.table("training_set")
     report = training.gain_of_curation(vectors, codes, manifest, chosen, names, settings=session.settings.training)
-    row: dict[str, Any] = {"audit_id": int(chosen["audit_id"][0]), **report}
+    row: dict[str, Any] = {"audit_id": audit_id, **report}
     with session.lake.transaction():
         upsert(session.lake, session.dataset.name, "trained_model", pl.DataFrame([row], infer_schema_length=None))
     digest = hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()

@@ -140,7 +140,7 @@ def _place(source: str, target: Path, size: int, mtime: float, *, link: bool) ->
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
         try:
-            os.link(source, target)
+            os.link(os.path.realpath(source), target)  # a link itself would lead nowhere from its new place
         except OSError:  # another disk, or a file system without links
             pass
         else:
