@@ -20,7 +20,7 @@ OPEN_OR_CLOSED = (0, 3)
 """Exit codes of an audit that is complete; made images may well close a gate."""
 
 FEWER_PAIRS = ["--set", "duplicates.cosine_distance=0.02"]
-"""Made images resemble each other; to compare seven pairs of pictures an image would take most of the first audit, and none of the others."""
+"""Made images resemble each other: comparing seven pairs per image would take most of the first audit, and none of the others."""
 
 
 def run(size: int, work: Work) -> list[Row]:

@@ -186,6 +186,12 @@ class Settings:
             changed = dataclasses.replace(changed, **{section_name: section})
         return changed
 
+    def changed(self) -> dict[str, dict[str, Any]]:
+        """The values that are not the defaults, by section: what a registration holds, so that better defaults reach it."""
+        now, default = dataclasses.asdict(self), dataclasses.asdict(Settings())
+        found = {section: {k: v for k, v in values.items() if v != default[section][k]} for section, values in now.items()}
+        return {section: values for section, values in found.items() if values}
+
     def digest(self, *sections: str) -> str:
         """Hash of the named sections, 16 hex digits. Fields that only change speed are left out."""
         neutral = {"threads", "batch_size", "block_size"}
@@ -303,7 +309,8 @@ class Home:
                 raise UserError(f"Dataset name {dataset.name!r} collides with {other!r} in Dagster. Choose another with --name.")
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(yaml.safe_dump(dataclasses.asdict(dataset), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        entries = {**dataclasses.asdict(dataset), "settings": dataset.settings.changed()}
+        draft.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
         draft.replace(file)
         return file
 

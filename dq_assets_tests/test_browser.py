@@ -38,8 +38,8 @@ def test_the_ui_shows_graph_metadata_and_checks(shown: tuple[str, str], tmp_path
     url, name = shown
     out = Path(os.environ.get("DQ_SCREENSHOTS") or tmp_path)
     pages = {
-        "asset-graph": (f"/asset-groups/?groups=@dq_assets#{name}", "curated_dataset"),
-        "asset-metadata": (f"/assets/{name}/ontology_report", "dagster/table_name"),
+        "asset-graph": (f"/locations/__repository__@dq_assets/asset-groups/{name.replace('-', '_')}/lineage", "curated_dataset"),
+        "asset-metadata": (f"/assets/{name}/ontology_report", "most common corrections"),
         "asset-checks": (f"/assets/{name}/curated_dataset?view=checks", "unreadable_share"),
     }
     with sync_playwright() as play:

@@ -212,3 +212,10 @@ def test_a_registration_written_by_hand_may_leave_out_what_has_a_default(home: H
     found = home.dataset("hand")
     assert found.labels is None
     assert found.settings == Settings().with_values({"automation.schedule": ""})
+
+
+def test_a_registration_holds_only_what_is_not_the_default(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    file = home.register(Dataset("shop", "/photos", settings=Settings().with_values({"neighbors.k": "7"})))
+    assert yaml.safe_load(file.read_text())["settings"] == {"neighbors": {"k": 7}}
+    assert home.dataset("shop").settings.neighbors.k == 7
