@@ -23,17 +23,16 @@ from dq_assets.audit.gates import Gate
 from dq_assets.schema import ASSET_TABLES, TABLES
 from dq_assets.settings import Home, Settings, UserError
 from dq_assets.store import audits
+from dq_assets.store.contents import borrow_vectors, compared_pairs, read_vectors
 from dq_assets.store.integrity import check_integrity, checks_of
 from dq_assets.store.lake import Lake, StoreError, audit_lock
 from dq_assets.store.tables import (
     Version,
     append,
-    borrow_vectors,
     publish,
     publish_matrix,
     read_matrix,
     read_table,
-    read_vectors,
     record_version,
     upsert,
     versions,
@@ -196,6 +195,20 @@ def test_vectors_are_borrowed_from_another_dataset(lake: Lake) -> None:
     assert borrow_vectors(lake, "other", "e", {"a", "zz"}) == 1
     assert borrow_vectors(lake, "other", "another encoder", {"a"}) == 0
     assert read_table(lake, "other", "embeddings")["content_sha256"].to_list() == ["a"]
+
+
+def test_verdicts_on_pairs_are_shared_by_the_datasets_of_the_lake(lake: Lake) -> None:
+    known = pl.DataFrame(
+        {"content_a": ["a", "a"], "content_b": ["b", "c"], "witness": ["1", "1"], "distance": [0.05, None]},
+        schema_overrides={"distance": pl.Float32},
+    )
+    append(lake, NAME, "compared_pairs", known)
+    lake.ensure_dataset("other")
+    asked = pl.DataFrame({"content_a": ["a", "a", "x"], "content_b": ["c", "b", "y"]})
+    found = compared_pairs(lake, "other", "1", asked).sort("content_b")
+    assert found["content_b"].to_list() == ["b", "c"]
+    assert found["distance"].to_list() == [pytest.approx(0.05), None]
+    assert compared_pairs(lake, "other", "2", asked).is_empty()
 
 
 def test_every_table_of_the_schema_is_created(lake: Lake) -> None:

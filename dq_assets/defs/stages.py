@@ -21,18 +21,9 @@ from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
 from dq_assets.store import audits
+from dq_assets.store.contents import borrow_vectors, compared_pairs, embedded_content, read_vectors
 from dq_assets.store.scratch import ScanScratch
-from dq_assets.store.tables import (
-    Version,
-    append,
-    borrow_vectors,
-    compared_pairs,
-    embedded_content,
-    read_matrix,
-    read_vectors,
-    record_version,
-    upsert,
-)
+from dq_assets.store.tables import Version, append, read_matrix, record_version, upsert
 
 PUBLISH_ROWS = 8192
 """Rows per block of a matrix while it is published."""
