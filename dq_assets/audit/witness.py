@@ -92,7 +92,10 @@ def aligned_correlation(a: Image, b: Image) -> float:
 
 
 def correlation(a: Prepared, b: Prepared, *, enough: float = 0.9) -> float:
-    """`aligned_correlation` of two prepared images. Orientations are tried until one reaches `enough`."""
+    """`aligned_correlation` of two prepared images where that is at least `enough`, else some number below `enough`.
+
+    Orientations are tried until one reaches `enough`, and a movement is given up as soon as it cannot.
+    """
     side = min(max(a.pixels.shape[:2]), max(b.pixels.shape[:2]))
     first, second = (_resize(p.pixels, side / max(p.pixels.shape[:2])).astype(np.float32) for p in (a, b))
     grey_a = first @ _LUMA
@@ -102,7 +105,7 @@ def correlation(a: Prepared, b: Prepared, *, enough: float = 0.9) -> float:
     for mirrored in (False, True):
         other = np.ascontiguousarray(second[:, ::-1]) if mirrored else second
         for movement in _movements(a, b, grey_a, other @ _LUMA, mirrored):
-            best = max(best, _agreement(first, other, movement))
+            best = max(best, _agreement(first, other, movement, enough))
         if best >= enough:
             break
     return best
@@ -223,8 +226,11 @@ def _laid_over(b: Floats, movement: Matrix, a: Floats) -> Floats:
     return np.asarray(moved, dtype=np.float32)
 
 
-def _agreement(a: Floats, b: Floats, movement: Matrix) -> float:
-    """The lowest of the four correlations of a and b moved over it; 0 if they share too little of their area."""
+def _agreement(a: Floats, b: Floats, movement: Matrix, enough: float) -> float:
+    """The lowest of the four correlations of a and b moved over it; 0 if they share too little of their area.
+
+    Cheapest first: once one is below `enough`, so is the answer, and the others are not computed.
+    """
     grey_a, grey_b = a @ _LUMA, b @ _LUMA
     mask = (_laid_over(np.ones_like(grey_b), movement, grey_a) > 0.999).astype(np.float32)
     share_a = float(mask.mean())
@@ -235,12 +241,16 @@ def _agreement(a: Floats, b: Floats, movement: Matrix) -> float:
     moved = _laid_over(b, movement, a)
     moved_grey = moved @ _LUMA
     raw = _correlate(grey_a, moved_grey, mask)
-    if raw < 0.5:
-        return 0.0
+    if raw < enough:
+        return max(raw, 0.0)
     coarse, coarse_worst = _structure(grey_a, moved_grey, mask, sigmas=(1.0, 5.0))
+    if coarse < enough:
+        return max(coarse, 0.0)
     _, fine_worst = _structure(grey_a, moved_grey, mask, sigmas=(0.7, 2.5))
     # Four to one: .6 in the worst tenth of the blocks, between copies (>= .62) and look-alikes (<= .54), becomes .9.
     worst = 1 - (1 - (coarse_worst + fine_worst) / 2) / 4
+    if worst < enough:
+        return max(worst, 0.0)
     tone = 1 - _tone(a, moved, mask) * 0.1 / (TONE_LIMIT if max(grey_a.shape) >= SMALL_SIDE else SMALL_TONE_LIMIT)
     return float(np.clip(min(raw, coarse, worst, tone), 0, 1))
 

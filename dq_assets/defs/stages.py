@@ -196,6 +196,8 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     before = compared_pairs(session.lake, name, witness, named)
     todo = named.filter(pl.col("content_a") != pl.col("content_b")).unique(["content_a", "content_b"], keep="first", maintain_order=True)
     todo = todo.join(before, on=["content_a", "content_b"], how="anti", maintain_order="left")
+    # Always in the order of the contents: laying a over b and b over a differ in the third decimal, a verdict must not.
+    ordered = np.where((contents["a"] == named["content_a"]).to_numpy()[:, None], pairs, pairs[:, ::-1])
 
     def load(position: int) -> np.ndarray:
         data = read_file(local_path(uris[position]))
@@ -209,7 +211,7 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     with session.report.bar("Comparing pictures", len(todo)) as advance:
         for block in todo.iter_slices(PAIRS_PER_COMMIT):
             distances = duplicates.confirm_pairs(
-                pairs[block["row"].to_numpy()], load, options, threads=images.threads or os.cpu_count() or 1, progress=as_total(advance)
+                ordered[block["row"].to_numpy()], load, options, threads=images.threads or os.cpu_count() or 1, progress=as_total(advance)
             )
             looked = block.select("content_a", "content_b").with_columns(distance=pl.Series(distances).fill_nan(None))
             readable = looked.filter(pl.col("distance").is_null() | pl.col("distance").is_finite())
