@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.harness import Benchmark, Clock, Row, Work, alternate, child, median
 
 K = 10
+REPEATS = 3
 
 
 def ours(data: str) -> dict[str, Any]:
@@ -67,8 +68,7 @@ def run(size: int, work: Work) -> list[Row]:
     data = str(work.folder / f"neighbors-{size}")
     child("vectors", "make", n=size, out=data)
     names = {"nearest_neighbors": "ours", "scikit-learn brute force": "brute_force", "faiss IndexFlatIP": "flat"}
-    repeats = 3 if size <= 10_000 else 1
-    found = alternate({name: lambda of=function: child("neighbors", of, data=data) for name, function in names.items()}, repeats)
+    found = alternate({name: lambda of=function: child("neighbors", of, data=data) for name, function in names.items()}, REPEATS)
     return [
         {
             "search": name,

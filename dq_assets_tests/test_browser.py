@@ -1,6 +1,6 @@
 """With a real browser: the Dagster UI shows the graph, an asset's metadata with its chart, and the checks. Run by `make test-system`.
 
-The pictures of docs/images are made here with --screenshots DIR.
+The pictures of docs/images are made here: DQ_BROWSER_HOME names a $DQ_HOME with the openmoji demo, DQ_SCREENSHOTS a folder.
 """
 
 from __future__ import annotations
@@ -52,10 +52,15 @@ def test_the_ui_shows_graph_metadata_and_checks(shown: tuple[str, str], tmp_path
             page.get_by_text(text).first.wait_for(timeout=60_000)
             page.get_by_text(text).first.scroll_into_view_if_needed()
             page.wait_for_timeout(2_500)  # the graph's layout is animated
+            if picture == "asset-graph":
+                page.mouse.click(1473, 801)  # the zoom-out button, to have all of it in view
+            if picture == "asset-metadata":
+                page.get_by_text("[Show Markdown]").first.click()
+                chart = page.locator("img[src^='data:image/png']").first
+                chart.wait_for()
+                assert chart.evaluate("image => image.naturalWidth") > 300
+            page.wait_for_timeout(1_000)
             page.screenshot(path=out / f"{picture}.png")
             assert (out / f"{picture}.png").stat().st_size > 20_000
-            if picture == "asset-metadata":
-                chart = page.locator("img[src^='data:image/png']").first
-                assert chart.evaluate("image => image.naturalWidth") > 300
         browser.close()
     assert errors == []
