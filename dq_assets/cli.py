@@ -258,35 +258,31 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
 
 @main.command()
 @name_option
+@version_option
 @json_option
 @reporting_errors
-def history(name: str, as_json: bool) -> int:
-    """List the complete audits of a dataset."""
+def history(name: str, version: int | None, as_json: bool) -> int:
+    """List the complete audits of a dataset, or one of them."""
     from dq_assets.store import audits
     from dq_assets.store.lake import Lake
 
     home = Home.from_environment()
     dataset = home.dataset(name)
     with Lake.open(home, dataset.settings.store) as lake:
-        rows = audits.history(lake, name) if lake.has_dataset(name) else None
-        closed = (
-            {}
-            if rows is None
-            else {v: audits.closed_gates(audits.gate_results(lake, name, v))["check_name"].to_list() for v in rows["audit_id"]}
-        )
-    found = [] if rows is None else rows.to_dicts()
+        found = audits.history(lake, name).to_dicts() if lake.has_dataset(name) else []
+        if version is not None and lake.has_dataset(name):
+            found = [audits.audit_row(lake, name, version)]
+        for row in found:
+            row["closed_gates"] = audits.closed_gates(audits.gate_results(lake, name, row["audit_id"]))["check_name"].to_list()
     if as_json:
-        entries = [
-            {**row, "settings": json.loads(row["settings"]), "digests": json.loads(row["digests"]), "closed_gates": closed[row["audit_id"]]}
-            for row in found
-        ]
+        entries = [{**row, "settings": json.loads(row["settings"]), "digests": json.loads(row["digests"])} for row in found]
         click.echo(json.dumps(entries, default=str, indent=2))
-    elif not found:
+        return OK
+    for row in found:
+        gates = f"closed: {', '.join(row['closed_gates'])}" if row["closed_gates"] else "gates open"
+        click.echo(f"{row['audit_id']:>5}  {row['finished']:%Y-%m-%d %H:%M:%S %Z}  {gates}  {row['tag'] or ''}".rstrip())
+    if not found:
         click.echo(f"No audit of {name} is complete yet.")
-    for row in [] if as_json else found:
-        gates = ", ".join(closed[row["audit_id"]])
-        tag = f"  {row['tag']}" if row["tag"] else ""
-        click.echo(f"{row['audit_id']:>5}  {row['finished']:%Y-%m-%d %H:%M:%S %Z}  {'closed: ' + gates if gates else 'gates open'}{tag}")
     return OK
 
 
