@@ -225,7 +225,7 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
 
     Without TABLE every table is written. The image formats leave out what curation dropped.
     """
-    from dq_assets.report.progress import TerminalReporter
+    from dq_assets.report.progress import TerminalReporter, as_total
     from dq_assets.store.audits import audit_row
     from dq_assets.store.export import export_images, export_tables
     from dq_assets.store.lake import Lake
@@ -239,7 +239,7 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
         else:
             if tables:
                 raise UserError(f"--format {file_format} writes images and takes no TABLE. Leave {', '.join(tables)} out.")
-            with TerminalReporter().bar("Exporting images", 0) as advance:
+            with contextlib.ExitStack() as bars:
                 counts = export_images(
                     lake,
                     name,
@@ -248,7 +248,7 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
                     audit_id,
                     link=not copy,
                     include_review=dataset.settings.training.include_review,
-                    progress=advance,
+                    progress=_bar_of_unknown_length(TerminalReporter(), "Exporting images", bars, as_total),
                 )
     for what, n in counts.items():
         click.echo(f"{what:<28} {n:>10,}")

@@ -98,6 +98,7 @@ def test_export_writes_image_folders_without_dropped_images(audited: tuple[Path,
     home, _ = audited
     done = call(home, "export", "--name", "shapes", "--out", str(tmp_path / "out"), "--format", "imagefolder")
     assert done.returncode == 0, done.stderr
+    assert "Exporting images: " in done.stderr
     files = list((tmp_path / "out").rglob("*.*"))
     assert {f.parent.name for f in files} == {"ball", "grid", "stripe"}
     assert 70 < len(files) < 79

@@ -16,10 +16,8 @@ from dq_assets.settings import UserError
 from dq_assets.store import audits
 from dq_assets.store.lake import Lake, address, literal, quoted
 
-FORMATS = ("parquet", "csv", "imagefolder", "huggingface")
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 
 def export_tables(lake: Lake, dataset: str, out: Path, file_format: str, tables: Sequence[str], version: int | None) -> dict[str, int]:
@@ -80,7 +78,7 @@ def export_images(
     *,
     link: bool,
     include_review: bool,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> dict[str, int]:
     """Write the curated images as out/<split>/<label>/<file> (imagefolder) or out/<split>/ with metadata.csv (huggingface).
 
@@ -97,7 +95,7 @@ def export_images(
     )
     counts = {"linked": 0, "copied": 0, "changed since the audit": 0}
     metadata: dict[str, list[tuple[str, str, str, str, str]]] = {}
-    for row in rows.iter_rows(named=True):
+    for number, row in enumerate(rows.iter_rows(named=True), 1):
         split = row["split"] or "train"
         source = local_path(row["uri"])
         name = f"{row['image_id']:08d}{_suffix(row['format'])}"
@@ -106,7 +104,7 @@ def export_images(
         counts[outcome] += 1
         if outcome != "changed since the audit":
             metadata.setdefault(split, []).append((name, row["final_label"], row["given_label"], row["action"], row["path"]))
-        progress(1)
+        progress(number, len(rows))
     if layout == "huggingface":
         for split, lines in metadata.items():
             with (out / split / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
