@@ -14,9 +14,10 @@ from benchmarks.harness import Benchmark, Clock, Row, Work, child
 def read_and_embed(folder: str) -> dict[str, Any]:
     """List, scan and embed a folder as an audit does; keep nothing but counts."""
     from dq_assets.audit.encoder import Encoder, embed_files
-    from dq_assets.audit.listing import list_source, local_path
     from dq_assets.audit.scan import scan
     from dq_assets.settings import Dataset, Settings
+    from dq_assets.sources.folder import local_path
+    from dq_assets.sources.listing import list_source
 
     settings = Settings()
     with Clock() as clock:

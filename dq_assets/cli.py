@@ -126,10 +126,10 @@ def _name_of(path: str) -> str:
 def audit_and_print(dataset: Dataset, home: Home) -> int:
     """Register, audit, print the summary; returns the exit code."""
     from dq_assets.audit.encoder import encoder_id
-    from dq_assets.audit.listing import list_source
     from dq_assets.definitions import run_audit
     from dq_assets.report.progress import TerminalReporter
     from dq_assets.report.summary import render, summarize
+    from dq_assets.sources.listing import list_source
     from dq_assets.store.lake import Lake
     from dq_assets.ui import reload_ui
 

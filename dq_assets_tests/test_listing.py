@@ -13,8 +13,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from dq_assets.audit.listing import COLUMNS, Listing, ListingError, list_source, local_path
 from dq_assets.settings import Dataset
+from dq_assets.sources.folder import local_path
+from dq_assets.sources.layout import COLUMNS, Listing, ListingError
+from dq_assets.sources.listing import list_source
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from dq_assets.audit.listing import Listing, list_source
 from dq_assets.audit.scan import RECORD_SCHEMA, known_records, manifest_and_properties, scan, unread
 from dq_assets.schema import STATUSES, TABLES
 from dq_assets.settings import Dataset, Images, Quality
+from dq_assets.sources.layout import Listing
+from dq_assets.sources.listing import list_source
 
 SETTINGS = Images(threads=2)
 NOTHING_KNOWN = pl.DataFrame(schema=RECORD_SCHEMA)

@@ -367,7 +367,8 @@ def embed_files(
 
 def _load(path: str, expected: str | None, encoder: Encoder, max_pixels: int) -> NDArray[np.uint8] | str:
     """The preprocessed pixels of a file, or in one line why there are none."""
-    from dq_assets.audit.images import DECODE_ERRORS, decode_rgb, read_file
+    from dq_assets.audit.images import DECODE_ERRORS, decode_rgb
+    from dq_assets.sources.folder import read_file
 
     try:
         data = read_file(path)

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dq_assets.audit.quality import pixel_scores
+from dq_assets.sources.folder import read_file
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -195,16 +196,6 @@ def _describe(record: ImageRecord, data: bytes, suffix: str, max_pixels: int) ->
         # What the header says of a file that does not hold it is no fact about an image.
         return replace(record, width=None, height=None, status="unreadable", reason=_what_it_is(data) or _one_line(error))
     return replace(record, width=rgb.width, height=rgb.height, status="ok", reason=_notes(image, suffix))
-
-
-def read_file(path: str) -> bytes:
-    """The bytes of a regular file. Raises OSError (ENOTSUP) if it has become something else since it was looked at."""
-    # O_NONBLOCK: opening a FIFO that replaced the file in between would otherwise wait for a writer for ever.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.ENOTSUP, "not a regular file any more")
-        return file.read()
 
 
 def _open(stream: BinaryIO) -> ImageFile:

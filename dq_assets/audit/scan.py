@@ -16,10 +16,11 @@ import numpy as np
 import polars as pl
 
 from dq_assets.audit.images import ImageRecord, inspect
-from dq_assets.audit.listing import REPEATED, local_path
 from dq_assets.audit.quality import image_properties
 from dq_assets.schema import QUALITY_CHECKS
 from dq_assets.settings import Images, Quality
+from dq_assets.sources.folder import local_path
+from dq_assets.sources.layout import REPEATED
 
 PIXEL_CHECKS = tuple(check for check in QUALITY_CHECKS if check != "odd_size")
 """Checks of one image alone; odd_size needs the whole dataset."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import dagster as dg
 import polars as pl
 
-from dq_assets.audit.listing import Listing, list_source
 from dq_assets.settings import Dataset, Home, UserError
+from dq_assets.sources.layout import Listing
+from dq_assets.sources.listing import list_source
 from dq_assets.store.audits import latest_audit
 from dq_assets.store.lake import Lake
 from dq_assets.store.tables import read_table, versions

@@ -15,11 +15,12 @@ import polars as pl
 import pyarrow as pa
 
 from dq_assets.audit import confident, curation, duplicates, encoder, folds, near_dups, neighbors, ontology, oof, outliers, scan, training
-from dq_assets.audit.images import decode_rgb, read_file
-from dq_assets.audit.listing import list_source, local_path
+from dq_assets.audit.images import decode_rgb
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
+from dq_assets.sources.folder import local_path, read_file
+from dq_assets.sources.listing import list_source
 from dq_assets.store import audits
 from dq_assets.store.contents import borrow_vectors, compared_pairs, embedded_content, read_vectors
 from dq_assets.store.scratch import ScanScratch

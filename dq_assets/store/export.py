@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from dq_assets.audit.listing import local_path
 from dq_assets.schema import TABLES
 from dq_assets.settings import UserError
+from dq_assets.sources.folder import local_path
 from dq_assets.store import audits
 from dq_assets.store.lake import Lake, address, literal, quoted
 
