@@ -27,7 +27,7 @@ dev: $(VENV)/.installed
 	DQ_HOME=$(abspath $(DQ_HOME)) DAGSTER_HOME=$(abspath $(DQ_HOME))/dagster $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: $(VENV)/.installed lint types docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-system: $(VENV)/.installed
 	test -x /usr/bin/chromium || (apt-get update -qq && apt-get install -y -qq chromium)
