@@ -78,6 +78,11 @@ def main() -> None:
 @click.option("--splits", type=FILE, help="CSV or Parquet with path, split; replaces the splits of PATH.")
 @click.option("--groups", type=FILE, help="CSV or Parquet with path, group; images of a group never straddle folds.")
 @click.option(
+    "--pred-probs",
+    type=FILE,
+    help="Your own out-of-sample probabilities (.npy or .parquet), in place of ours. See docs/inputs.md.",
+)
+@click.option(
     "--set",
     "values",
     multiple=True,
@@ -85,7 +90,7 @@ def main() -> None:
     help="A setting, such as encoder.model=resnet50; repeatable. See docs/settings.md.",
 )
 @reporting_errors
-def audit(path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]) -> int:
+def audit(path: str, name: str | None, values: tuple[str, ...], **files: Path | None) -> int:
     """Audit PATH: a folder of class folders, or a CSV / Parquet manifest (path, label[, split, group]).
 
     The dataset is registered under its name, with its settings; from then on the Dagster UI shows, schedules and watches it.
@@ -93,14 +98,12 @@ def audit(path: str, name: str | None, labels: Path | None, splits: Path | None,
     where it stopped.
     """
     home = Home.from_environment()
-    dataset = dataset_from(home, path, name, labels, splits, groups, values)
+    dataset = dataset_from(home, path, name, values, files)
     return audit_and_print(dataset, home)
 
 
-def dataset_from(
-    home: Home, path: str, name: str | None, labels: Path | None, splits: Path | None, groups: Path | None, values: tuple[str, ...]
-) -> Dataset:
-    """The dataset that the arguments describe, on top of its registration if it has one.
+def dataset_from(home: Home, path: str, name: str | None, values: tuple[str, ...], files: dict[str, Path | None]) -> Dataset:
+    """The dataset that the arguments describe, on top of its registration if it has one. files: labels, splits ... of `Dataset`.
 
     Raises UserError for a name or a setting that is not valid.
     """
@@ -110,7 +113,6 @@ def dataset_from(
     before = home.dataset(chosen) if home.is_registered(chosen) else Dataset(chosen, absolute)
     if before.path != absolute:
         click.echo(f"{chosen} was registered for {before.path} and now is {absolute}. To keep both, give another --name.", err=True)
-    files = {"labels": labels, "splits": splits, "groups": groups}
     given = {role: str(file.expanduser().absolute()) for role, file in files.items() if file is not None}
     return dataclasses.replace(before, path=absolute, settings=before.settings.with_values(pairs), **given)
 
@@ -126,6 +128,7 @@ def _name_of(path: str) -> str:
 def audit_and_print(dataset: Dataset, home: Home) -> int:
     """Register, audit, print the summary; returns the exit code."""
     from dq_assets.audit.encoder import encoder_id
+    from dq_assets.audit.pred_probs import check_file
     from dq_assets.definitions import run_audit
     from dq_assets.report.progress import TerminalReporter
     from dq_assets.report.summary import render, summarize
@@ -134,6 +137,8 @@ def audit_and_print(dataset: Dataset, home: Home) -> int:
     from dq_assets.ui import reload_ui
 
     list_source(dataset)  # a wrong PATH is told before anything is registered
+    if dataset.pred_probs is not None:
+        check_file(Path(dataset.pred_probs))
     encoder_id(dataset.settings.encoder)
     home.register(dataset)
     started = time.monotonic()

@@ -254,6 +254,7 @@ class Dataset:
     labels: str | None = None
     splits: str | None = None
     groups: str | None = None
+    pred_probs: str | None = None
     settings: Settings = Settings()
 
     def __post_init__(self) -> None:
@@ -351,7 +352,8 @@ def _dataset_from(raw: Any, file: Path) -> Dataset:
         settings = Settings().with_values(_setting_texts(raw.get("settings")))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    return Dataset(name, path, labels=entries.get("labels"), splits=entries.get("splits"), groups=entries.get("groups"), settings=settings)
+    files = {role: entries.get(role) for role in ("labels", "splits", "groups", "pred_probs")}
+    return Dataset(name, path, **files, settings=settings)
 
 
 def _setting_texts(sections: Any) -> dict[str, str]:

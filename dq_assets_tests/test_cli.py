@@ -212,8 +212,8 @@ def test_every_command_and_option_has_help() -> None:
 def test_options_that_are_not_given_stay_as_registered(tmp_path: Path) -> None:
     home = Home(tmp_path)
     splits = tmp_path / "splits.csv"
-    home.register(dataset_from(home, "photos", "shop", None, splits, None, ("neighbors.k=7", "folds.n_folds=4")))
-    again = dataset_from(home, "photos", "shop", None, None, None, ("neighbors.k=9",))
+    home.register(dataset_from(home, "photos", "shop", ("neighbors.k=7", "folds.n_folds=4"), {"splits": splits, "labels": None}))
+    again = dataset_from(home, "photos", "shop", ("neighbors.k=9",), {})
     assert again.splits == str(splits)
     assert again.settings.neighbors.k == 9
     assert again.settings.folds.n_folds == 4
@@ -221,6 +221,6 @@ def test_options_that_are_not_given_stay_as_registered(tmp_path: Path) -> None:
 
 def test_a_name_that_moves_to_another_path_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = Home(tmp_path)
-    home.register(dataset_from(home, "photos", "shop", None, None, None, ()))
-    assert dataset_from(home, "elsewhere", "shop", None, None, None, ()).path.endswith("elsewhere")
+    home.register(dataset_from(home, "photos", "shop", (), {}))
+    assert dataset_from(home, "elsewhere", "shop", (), {}).path.endswith("elsewhere")
     assert "To keep both, give another --name" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from dq_assets.settings import Dataset, Home, Settings
 from dq_assets.store import audits
 from dq_assets.store.integrity import checks_of
 from dq_assets.store.lake import Lake
+from dq_assets.store.tables import versions
 from dq_assets_tests.conftest import CLASSES, Planted
 
 LENIENT = {"gates.max_unreadable_share": "0.1"}
@@ -344,3 +346,30 @@ def test_an_added_file_compares_only_its_own_pairs(pictures: Planted, home: Home
     assert outcome.failure is None
     shown = materializations(home, outcome.run_id)["duplicate_groups"]
     assert 0 < int(str(shown["pairs compared now"])) < int(str(shown["candidate pairs"])) / 4
+
+
+def test_the_users_probabilities_take_the_place_of_ours_until_their_file_changes(
+    audited: tuple[Home, Planted, AuditRun], tmp_path: Path
+) -> None:
+    first, planted, _ = audited
+    home = Home(shutil.copytree(first.root, tmp_path / "home"))
+    labelled = table(home, "label_issues").select("path", "given_label")
+    sure = labelled.with_columns(pl.when(pl.col("given_label") == kind).then(0.98).otherwise(0.01).alias(kind) for kind in CLASSES)
+    sure.write_parquet(tmp_path / "probs.parquet")
+    own = dataclasses.replace(dataset(planted), pred_probs=str(tmp_path / "probs.parquet"))
+    assert run(own, home).failure is None
+    assert table(home, "label_issues")["p_given"].to_list() == pytest.approx([0.98] * len(labelled))
+    assert table(home, "label_issues")["is_label_issue"].sum() == 0
+    with Lake.open(home) as lake:
+        assert versions(lake, "test-shapes")["oof_probs"].metrics["source"].endswith("probs.parquet")
+    flipped = pl.when(pl.col("path") == "ball/005.png").then(pl.lit("grid")).otherwise("given_label")
+    labelled.with_columns(pl.when(flipped == kind).then(0.98).otherwise(0.01).alias(kind) for kind in CLASSES).write_parquet(
+        tmp_path / "probs.parquet"
+    )
+    assert run(own, home).failure is None
+    flagged = table(home, "label_issues").filter("is_label_issue")
+    assert flagged.select("path", "suggested_label").rows() == [("ball/005.png", "grid")]
+    sure.head(-1).write_parquet(tmp_path / "probs.parquet")
+    failure = run(own, home).failure
+    assert failure is not None
+    assert "no row for 1 of 78 images" in failure

@@ -7,6 +7,7 @@ interleave, and one connection to the lake.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from dq_assets.audit import pred_probs
 from dq_assets.audit.encoder import encoder_id
 from dq_assets.report.progress import LogReporter, Reporter
 from dq_assets.schema import TABLES
@@ -54,9 +56,15 @@ class Session:
         """Identity of what is outside tables and settings, by table: see `store.audits.fingerprint`."""
         # One decode makes raw_manifest and the raw scores of image_properties: a new formula has to read every file again.
         return {
+            **self._pred_probs,
             "raw_manifest": f"properties {TABLES['image_properties'].algorithm}",
             "embeddings": encoder_id(self.settings.encoder),
         }
+
+    @functools.cached_property
+    def _pred_probs(self) -> dict[str, str]:
+        """Identity of the user's probabilities, read once per run: 5 GB take some seconds."""
+        return {"oof_probs": f"pred_probs {pred_probs.identity(self.dataset)}"} if self.dataset.pred_probs else {}
 
     def fingerprint(self, table: str, extra: str = "") -> str:
         """What the table would be computed from now."""

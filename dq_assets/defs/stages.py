@@ -7,14 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from dq_assets.audit import confident, curation, duplicates, encoder, folds, near_dups, neighbors, ontology, oof, outliers, scan, training
+from dq_assets.audit import (
+    confident,
+    curation,
+    duplicates,
+    encoder,
+    folds,
+    near_dups,
+    neighbors,
+    ontology,
+    oof,
+    outliers,
+    pred_probs,
+    scan,
+    training,
+)
 from dq_assets.audit.images import decode_rgb
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
@@ -265,14 +281,45 @@ def _learnable(session: Session, names: list[str]) -> np.ndarray:
 
 
 def oof_probs(session: Session) -> Version:
-    """Publish out-of-fold probabilities."""
+    """Publish out-of-fold probabilities: the user's if there are some, else those of our heads."""
+    if session.dataset.pred_probs is not None:
+        return _user_probs(session)
     image_id, vectors = _vectors(session)
     names, codes = _classes(session)
     fold = session.table("folds", "fold")["fold"].to_numpy()
     with session.report.bar("Cross-validating", 1) as advance:
         result = oof.oof_probabilities(vectors, codes, fold, len(names))
         advance(1)
-    return session.publish_matrix("oof_probs", _blocks(image_id, fold=fold, probs=result.probs), dict(result.metrics))
+    return session.publish_matrix("oof_probs", _blocks(image_id, fold=fold, probs=result.probs), {"source": "heads", **result.metrics})
+
+
+def _user_probs(session: Session) -> Version:
+    """Publish the user's probabilities; the folds are ours and say nothing of how these were made."""
+    manifest = session.table("raw_manifest", "path", "status")
+    image_id = session.fine()["image_id"].to_numpy()
+    names, codes = _classes(session)
+    fold = session.table("folds", "fold")["fold"].to_numpy()
+    cache = session.home.cache / session.dataset.name
+    cache.mkdir(parents=True, exist_ok=True)
+    with session.report.bar("Reading probabilities", len(image_id)) as advance, tempfile.TemporaryDirectory(dir=cache) as scratch:
+        found = pred_probs.read_pred_probs(
+            session.dataset,
+            manifest["path"].to_list(),
+            (manifest["status"] == "ok").to_numpy(),
+            class_names=names,
+            labels=codes,
+            folds=fold,
+            scratch=Path(scratch),
+        )
+
+        def tables() -> Iterator[pa.Table]:
+            start = 0
+            for block in found.blocks(PUBLISH_ROWS):
+                part = slice(start, start := start + len(block))
+                yield from _blocks(image_id[part], fold=fold[part], probs=block)
+                advance(len(block))
+
+        return session.publish_matrix("oof_probs", tables(), found.metrics)
 
 
 def _probs(session: Session) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 import polars as pl
@@ -77,6 +78,14 @@ def list_manifest(file: Path) -> Listing:
     return Listing(files, dict(skipped))
 
 
+def manifest_paths(file: Path) -> list[str]:
+    """The paths of a manifest as raw_manifest has them, in the order of its rows, repeated ones too. Raises ListingError."""
+    frame = _read_list(file)
+    _required(frame, file, "path")
+    folder = os.path.abspath(file.parent)
+    return [_within(folder, path) for path in frame["path"].drop_nulls()]
+
+
 def _within(folder: str, path: str) -> str:
     """A path in its one spelling: relative to the absolute `folder` where it lies in it."""
     path = os.path.normpath(path)
@@ -135,7 +144,7 @@ def with_column(listing: Listing, root: Path, column: str, file: Path) -> Listin
         frame = frame.with_columns(_split_column(frame, file))
     paths = set(listing.files["path"])
     folders = (os.path.abspath(root), os.path.abspath(file.parent))
-    resolved = pl.Series("path", [_resolve(p, *folders, paths) for p in frame["path"]], pl.String)
+    resolved = pl.Series("path", [resolve_path(p, *folders, paths) for p in frame["path"]], pl.String)
     matched = frame.with_columns(resolved).drop_nulls("path")
     if matched.is_empty():
         theirs = frame["path"][0] if len(frame) else "(no rows)"
@@ -150,7 +159,7 @@ def with_column(listing: Listing, root: Path, column: str, file: Path) -> Listin
     return Listing(files, listing.skipped | {reason: n for reason, n in counts.items() if n})
 
 
-def _resolve(path: str, root: str, folder: str, known: set[str]) -> str | None:
+def resolve_path(path: str, root: str, folder: str, known: Container[str]) -> str | None:
     """A CSV's path as the listing's: relative to PATH first, then to the CSV's folder (both absolute)."""
     for candidate in (_within(root, path), _within(root, os.path.join(folder, path))):
         if candidate in known:

@@ -1,0 +1,103 @@
+"""Large matrices that are read by rows: probabilities in an .npy file, or whatever has a shape and gives rows.
+
+What belongs here is reading by blocks, one or two at a time. What is computed from the rows does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.int64]
+Float = NDArray[np.float32]
+T = TypeVar("T")
+
+BLOCK_CELLS = 1_000_000
+"""Cells per block, 4 MB of float32: of 1,000 columns and 1.28 million rows, blocks of 256 to 4,096 rows took the same time,
+larger ones more."""
+
+
+class Rows(Protocol):
+    """An (n, K) matrix of float32 that is read by rows; a NumPy array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice | Codes, /) -> Float: ...
+
+
+class NpyRows:
+    """The rows of an .npy file of floats, as float32. Threads may share it.
+
+    Read with pread and not mapped: mapped pages count as memory of the process, 5 GB of them at 1.28 million x 1000.
+    Raises ValueError, in words for the user, if the file is not a two-dimensional .npy of floats in C order.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError("is not a whole .npy file. Write it with numpy.save") from error
+        if not isinstance(mapped, np.memmap):
+            raise ValueError("is not an .npy file. Write it with numpy.save")
+        if mapped.ndim != 2 or mapped.dtype.kind != "f":
+            shape = " x ".join(map(str, mapped.shape))
+            raise ValueError(f"holds {shape} of {mapped.dtype}. Give a row per image and a column per class, of float16, 32 or 64")
+        if not mapped.flags.c_contiguous:
+            raise ValueError("is in Fortran order. Save numpy.ascontiguousarray of it")
+        self._file, self._offset, self._dtype, self.shape = file, int(mapped.offset), mapped.dtype, mapped.shape
+        self._descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def __getitem__(self, rows: slice | Codes, /) -> Float:
+        """A slice without a step, or an array of row numbers."""
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            return self._read(start, max(stop, start))
+        if rows.size and (np.diff(rows) == 1).all():
+            return self._read(int(rows[0]), int(rows[-1]) + 1)
+        # A map that lives for this call: scattered rows cost a page each, and the pages are let go.
+        mapped = np.memmap(self._file, self._dtype, "r", self._offset, self.shape)
+        return np.asarray(mapped[rows], np.float32)
+
+    def _read(self, start: int, stop: int) -> Float:
+        block = np.empty((stop - start, self.shape[1]), self._dtype)
+        view, at = (
+            memoryview(block.data).cast("B") if block.size else memoryview(b""),
+            self._offset + start * self.shape[1] * block.itemsize,
+        )
+        while view:
+            n = os.preadv(self._descriptor, [view], at)
+            if n == 0:
+                raise EOFError(f"{self._file} was cut off while it was read. Run the command again.")
+            view, at = view[n:], at + n
+        return np.asarray(block, np.float32)
+
+
+def blocks(n: int, n_columns: int, cells: int = BLOCK_CELLS) -> Iterator[slice]:
+    """Slices of rows that hold about `cells` cells each."""
+    step = max(1, cells // max(n_columns, 1))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def map_blocks(function: Callable[[slice], T], parts: Iterator[slice], threads: int = 2) -> Iterator[T]:
+    """function of each slice, in order, computed by `threads` threads; NumPy and reading let go of the interpreter's lock.
+
+    At most threads + 1 blocks are in work or waiting.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        pending = []
+        for part in parts:
+            pending.append(pool.submit(function, part))
+            if len(pending) > threads:
+                yield pending.pop(0).result()
+        yield from (one.result() for one in pending)
