@@ -45,6 +45,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m docs.generate --check
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 
 clean:
