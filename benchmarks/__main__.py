@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks import duplicates, embedding, imports, labels, memory, neighbors, rerun, scan
 from benchmarks.harness import Benchmark, Work, machine, markdown, versions
 
-BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in (rerun, imports, memory, embedding, scan, labels, neighbors, duplicates)}
+MODULES = (rerun, imports, memory, embedding, scan, labels, neighbors, duplicates)
+BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 BUSY = 0.5
 """Load per core, before a benchmark begins, above which its seconds say little; ratios and CPU seconds still do."""
 

@@ -1,8 +1,9 @@
 """Which copies are found, of which kind, and how many pairs are not copies, against CleanVision, imagededup and cleanlab's Datalab?
 
 A quarter of the pictures get one altered copy each, in turns of the edits. The same files go through everything. The peers
-run with their defaults; Datalab and the plain threshold get the vectors of the audit. At 32 pixels a side only edits that leave the picture
-the same are made. A pair of two different pictures is false for made images; for photos (`--images`) it may be a copy that was there before.
+run with their defaults; Datalab and the plain threshold get the vectors of the audit. At 32 pixels a side only edits that leave the
+picture the same are made. A pair of two different pictures is false for made images; for photos (`--images`) it may be a copy that
+was there before.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ def _score(pairs: Pairs, out: str) -> dict[str, Any]:
     hits = {name for pair in same for name in pair if name in truth}
     kinds = {edit: [name in hits for name, kind in truth.items() if kind == edit] for edit in EDITS}
     shares = {edit: sum(found) / len(found) if found else None for edit, found in kinds.items()}
-    return {"recall": len(hits) / max(len(truth), 1), "precision": len(same) / max(len(named), 1), "other pairs": len(named - same), **shares}
+    precision = len(same) / max(len(named), 1)
+    return {"recall": len(hits) / max(len(truth), 1), "precision": precision, "other pairs": len(named - same), **shares}
 
 
 WAYS: dict[str, Callable[[str], dict[str, Any]]] = {
