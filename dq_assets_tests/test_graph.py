@@ -16,6 +16,8 @@ from PIL import Image
 
 from dq_assets.definitions import AuditRun, build_defs, instance_of, run_audit
 from dq_assets.defs.automation import job_name
+from dq_assets.report.markdown import escaped
+from dq_assets.report.pictures import DRAWN, MOST_BYTES
 from dq_assets.report.progress import LogReporter
 from dq_assets.report.summary import summarize
 from dq_assets.schema import ASSET_TABLES, TABLES
@@ -101,6 +103,23 @@ def test_the_flipped_labels_have_the_lowest_scores(audited: tuple[Home, Planted,
     flagged = issues.filter(pl.col("path").is_in(planted.flipped))
     assert flagged["is_label_issue"].all()
     assert {p.split("/9")[1].removesuffix(".png") for p in flagged["path"]} == set(flagged["suggested_label"])
+
+
+def test_each_asset_shows_its_pictures_within_the_limit(audited: tuple[Home, Planted, AuditRun]) -> None:
+    home, planted, _ = audited
+    shown = {}
+    with instance_of(home) as instance:
+        for name in ASSET_TABLES:
+            event = instance.get_latest_materialization_event(dg.AssetKey(["test-shapes", name]))
+            assert event is not None
+            assert event.asset_materialization is not None
+            entries = event.asset_materialization.metadata
+            shown[name] = {key: str(value.value) for key, value in entries.items() if isinstance(value, dg.MarkdownMetadataValue)}
+    assert {name for name, entries in shown.items() if entries} == set(DRAWN) - {"image_properties"}  # no check flags these shapes
+    assert all(sum(len(text.encode()) for text in entries.values()) <= MOST_BYTES for entries in shown.values())
+    pictures = shown["near_dups"]["duplicate groups"] + shown["label_issues"]["worst label issues"]
+    for path in (*planted.exact, *planted.cross_label, planted.flipped[0]):
+        assert escaped(path.split("/")[-1]) in pictures
 
 
 def test_every_image_is_curated_exactly_once(audited: tuple[Home, Planted, AuditRun]) -> None:

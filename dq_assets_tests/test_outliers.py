@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dq_assets.audit.outliers import OUTLIERS_SCHEMA, outliers
+from dq_assets.audit.outliers import OUTLIERS_SCHEMA, outliers, score_cut
 from dq_assets.settings import Outliers
 
 
@@ -77,3 +77,22 @@ def test_neighbours_of_other_images_are_refused() -> None:
     neighbours[0, 0] = 999
     with pytest.raises(ValueError, match="not in image_id"):
         outliers(ids, neighbours, distances, groups, Outliers())
+
+
+@pytest.mark.parametrize("fence", [0.0, 0.5, 1.7])
+def test_the_cut_on_the_scores_flags_what_the_fence_flags(fence: float) -> None:
+    ids, neighbours, distances, groups = ring(n=200)
+    distances += np.random.default_rng(0).exponential(0.05, (200, 1)).astype(np.float32)
+    frame = outliers(ids, neighbours, distances, groups, Outliers(fence=fence))
+    cut = score_cut(frame["outlier_score"], fence)
+    assert cut is not None
+    assert frame["is_outlier_issue"].any()
+    # A score at the cut itself may fall on either side: it was rounded to float32.
+    apart = (frame["outlier_score"] - cut).abs() > 1e-6
+    assert (frame["is_outlier_issue"] == (frame["outlier_score"] < cut)).filter(apart).all()
+
+
+def test_there_is_no_cut_where_nothing_was_checked_and_none_above_zero_where_all_coincide() -> None:
+    assert score_cut(pl.Series([None, None], dtype=pl.Float32), 1.7) is None
+    assert score_cut(pl.Series([0.0, 0.0, 0.0, 1.0], dtype=pl.Float32), 1.7) == 0.0
+    assert score_cut(pl.Series([1.0, 1.0, 1.0], dtype=pl.Float32), 1.7) == 1.0

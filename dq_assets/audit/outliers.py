@@ -41,6 +41,20 @@ def outliers(
     return frame.with_columns(pl.when(checked).then(pl.col(name)).alias(name) for name in ("outlier_score", "is_outlier_issue"))
 
 
+def score_cut(scores: pl.Series, fence: float) -> float | None:
+    """The outlier_score below which `outliers` flags, from the published scores (nulls are left out); None if nothing was checked.
+
+    -log(score) is the mean distance in units of its median, so its quartiles give the same fence. 0 where nothing can be flagged
+    by a fence: more than a quarter of the scores are 0.
+    """
+    known = scores.drop_nulls().to_numpy().astype(np.float64)
+    if not known.size:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):  # a score of 0 is infinitely far
+        first, third = np.quantile(-np.log(known), [0.25, 0.75])
+    return float(np.exp(-(third + fence * (third - first)))) if np.isfinite(third) else 0.0
+
+
 def _mean_distance(
     image_id: NDArray[np.int64], neighbor_ids: NDArray[np.int64], distances: NDArray[np.float32], duplicate_group: NDArray[np.int64]
 ) -> NDArray[np.float64]:

@@ -82,7 +82,7 @@ def _metadata(session: Session, table: str, version: Version, *, computed: bool)
         "computed": computed,
         **{key: float(value) if isinstance(value, float) else value for key, value in numbers.items()},
         **lists,
-        **pictures_of(session, table, version.digest),
+        **pictures_of(session, table),
     }
 
 

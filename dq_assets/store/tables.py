@@ -296,19 +296,27 @@ def _ranges(lake: Lake, dataset: str, name: str, chosen: str, snapshot: int | No
             yield block.sort_by("image_id") if "image_id" in block.column_names else block
 
 
-def read_matrix(lake: Lake, dataset: str, name: str, column: str, *, snapshot: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(image_id int64 (n,), values (n, width)) of a list column whose rows have equal length, in image_id order.
+def matrix_blocks(
+    lake: Lake, dataset: str, name: str, column: str, *, snapshot: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(image_id int64 (b,), values (b, width)) of a list column whose rows have equal length, in image_id order, block by block.
 
-    Raises StoreError if the rows differ in length.
+    Raises StoreError if the rows of a block differ in length.
     """
-    ids, parts = [], []
     for block in _ranges(lake, dataset, name, f"image_id, {quoted(column)}", snapshot):
         lists = block[column].combine_chunks()
         width = len(lists.flatten()) // max(len(lists), 1)
         if pc.any(pc.not_equal(pc.list_value_length(lists), width)).as_py():
             raise StoreError(f"{name}.{column} has rows of different lengths. Materialize {name} again.")
-        ids.append(block["image_id"].to_numpy())
-        parts.append(lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), width))
+        yield block["image_id"].to_numpy(), lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), width)
+
+
+def read_matrix(lake: Lake, dataset: str, name: str, column: str, *, snapshot: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """`matrix_blocks` in one piece: (image_id int64 (n,), values (n, width))."""
+    ids, parts = [], []
+    for block_ids, values in matrix_blocks(lake, dataset, name, column, snapshot=snapshot):
+        ids.append(block_ids)
+        parts.append(values)
     kind = np.int64 if ARROW_TYPES[next(c.type for c in TABLES[name].columns if c.name == column)].value_type == pa.int64() else np.float32
     if not ids:
         return np.empty(0, np.int64), np.empty((0, 0), kind)
