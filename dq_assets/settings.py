@@ -59,7 +59,15 @@ class Encoder:
     """The network that turns an image into a vector."""
 
     model: str = setting("tf_efficientnet_lite0", "Name of a timm model; the default's weights come with the installation.")
-    batch_size: int = setting(32, "Images per forward pass; does not change the vectors.", low=1)
+    backend: str = setting(
+        "auto",
+        "What runs the network: auto takes a GPU, else OpenVINO if it is installed, else PyTorch; openvino needs the extra [openvino].",
+        choices=("auto", "torch", "openvino"),
+    )
+    precision: str = setting(
+        "auto", "auto is float32, on every machine; bfloat16 gives other vectors.", choices=("auto", "float32", "bfloat16")
+    )
+    batch_size: int = setting(0, "Images decoded and handed over together; 0 is by memory. Does not change the vectors.", low=0)
     block_size: int = setting(512, "Images per commit: what a killed run may lose.", low=1)
 
 
@@ -193,8 +201,11 @@ class Settings:
         return {section: values for section, values in found.items() if values}
 
     def digest(self, *sections: str) -> str:
-        """Hash of the named sections, 16 hex digits. Fields that only change speed are left out."""
-        neutral = {"threads", "batch_size", "block_size"}
+        """Hash of the named sections, 16 hex digits. Fields that only change speed are left out.
+
+        So are backend and precision of the encoder: where they change vectors, the encoder's identity, which is hashed beside, says so.
+        """
+        neutral = {"threads", "batch_size", "block_size", "backend", "precision"}
         chosen = {s: {k: v for k, v in dataclasses.asdict(getattr(self, s)).items() if k not in neutral} for s in sections}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 

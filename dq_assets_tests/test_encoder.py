@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from dq_assets import settings
+from dq_assets.audit import backends, networks, pixels
 from dq_assets.audit import encoder as encoding
 from dq_assets.audit.encoder import Encoder, embed_files, encoder_id
 from dq_assets.settings import UserError
@@ -27,6 +28,7 @@ from dq_assets.settings import UserError
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 DAISY, PALACE = 985, 698  # ImageNet classes
 LIMIT = 178_956_970
+TORCH = settings.Encoder(backend="torch")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,8 +44,8 @@ def _one_thread() -> Iterator[None]:
 def encoder() -> Iterator[Encoder]:
     """With fewer rows per forward pass, for speed: one image costs a whole pass."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "FORWARD_ROWS", 4)
-        yield Encoder()
+        patch.setattr(backends, "FORWARD_ROWS", 4)
+        yield Encoder(TORCH)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def photo(name: str) -> Image.Image:
 def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower(
     encoder: Encoder, name: str, label: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = encoding.load_lite0(num_classes=1000).classifier
+    head = networks.load_lite0(num_classes=1000).classifier
 
     def classes() -> torch.Tensor:
         with torch.inference_mode():
@@ -79,25 +81,25 @@ def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower
     assert right[label] > 0.25
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for wrong in (imagenet, ((0.0,) * 3, (1.0,) * 3)):
-        scale = tuple(torch.tensor(values).mul(255).view(1, 3, 1, 1).to(encoder._scale[0].device) for values in wrong)
+        scale = tuple(torch.tensor(values).mul(255).view(1, 3, 1, 1) for values in wrong)
         with monkeypatch.context() as patch:
-            patch.setattr(encoder, "_scale", scale)
+            patch.setattr(encoder._backend, "_scale", scale)
             assert classes()[label] < right[label] - 0.03
 
 
 def test_folding_batch_norm_into_convolutions_changes_no_vector() -> None:
     pixels = torch.rand(2, 3, 224, 224) * 2 - 1
     with torch.inference_mode():
-        plain = encoding.load_lite0()(pixels)
-        folded = encoding.fold_batch_norm(encoding.load_lite0())
+        plain = networks.load_lite0()(pixels)
+        folded = networks.fold_batch_norm(networks.load_lite0())
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
         assert float((folded(pixels) - plain).norm() / plain.norm()) < 1e-4
 
 
 def test_the_preprocessing_is_timms_own() -> None:
-    network = encoding.load_lite0(num_classes=1000)
-    assert encoding.preprocessing_of(network) == encoding.LITE0
-    assert encoding.LITE0.mean == encoding.LITE0.std == (0.5, 0.5, 0.5)
+    network = networks.load_lite0(num_classes=1000)
+    assert networks.preprocessing_of(network) == pixels.LITE0
+    assert pixels.LITE0.mean == pixels.LITE0.std == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash"])
@@ -106,8 +108,8 @@ def test_resize_and_crop_give_the_pixels_of_timms_transform(size: tuple[int, int
     # Smooth: on noise the two differ where values are clipped between the passes, which PIL orders by the shape of the result.
     image = photo("china.jpg").resize(size).filter(ImageFilter.GaussianBlur(2))
     transform = timm.data.create_transform((3, 224, 224), crop_pct=0.875, crop_mode=mode, interpolation="bicubic", use_prefetcher=True)
-    how = encoding.Preprocessing((224, 224), 0.875, mode, "bicubic", (0.5,) * 3, (0.5,) * 3)
-    ours = encoding.preprocess(image, how)
+    how = pixels.Preprocessing((224, 224), 0.875, mode, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    ours = pixels.preprocess(image, how)
     assert ours.shape == (224, 224, 3)
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - np.moveaxis(np.asarray(transform(image)), 0, -1)).max() <= 2
@@ -119,7 +121,7 @@ def test_a_thread_of_pixels_is_embedded_without_blowing_it_up(size: tuple[int, i
 
 
 def test_a_vector_does_not_depend_on_its_batch(encoder: Encoder) -> None:
-    batch = np.random.default_rng(0).integers(0, 256, (encoding.FORWARD_ROWS + 3, *encoder.input_size, 3), dtype=np.uint8)
+    batch = np.random.default_rng(0).integers(0, 256, (backends.FORWARD_ROWS + 3, *encoder.input_size, 3), dtype=np.uint8)
     together = encoder(batch)
     assert together.shape == (len(batch), encoder.dim) == (len(batch), 1280)
     assert together.dtype == np.float32
@@ -163,7 +165,8 @@ def test_an_image_with_too_many_pixels_is_a_failure(encoder: Encoder, files: lis
 
 
 def test_a_vector_that_is_not_finite_is_a_failure(encoder: Encoder, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "_scale", (encoder._scale[0], encoder._scale[1] * float("nan")))
+    mean, std = encoder._backend._scale
+    monkeypatch.setattr(encoder._backend, "_scale", (mean, std * float("nan")))
     (batch,) = embed_files(files[:2], encoder, batch_size=2, threads=1, max_pixels=LIMIT)
     assert len(batch.positions) == len(batch.vectors) == 0
     assert batch.failures == {0: "the vector is not finite", 1: "the vector is not finite"}
@@ -203,30 +206,30 @@ def test_the_identity_changes_with_model_and_preprocessing_and_not_with_the_batc
     assert identity.startswith("tf_efficientnet_lite0@")
     assert encoder_id(settings.Encoder(batch_size=7)) == identity
     assert encoder_id(settings.Encoder(model="resnet18")).startswith("resnet18@timm-")
-    monkeypatch.setattr(encoding, "LITE0", encoding.Preprocessing((224, 224), 1.0, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3))
+    monkeypatch.setattr(encoding, "LITE0", pixels.Preprocessing((224, 224), 1.0, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3))
     assert encoder_id(settings.Encoder()) != identity
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = torch.load(encoding.lite0_weights(), weights_only=True)
+    stored = torch.load(networks.lite0_weights(), weights_only=True)
     name, tensor = next(iter(stored.items()))
-    monkeypatch.setattr(encoding, "lite0_weights", lambda: str(tmp_path / "weights.pth"))
+    monkeypatch.setattr(networks, "lite0_weights", lambda: str(tmp_path / "weights.pth"))
     torch.save({**stored, name: tensor[:5]}, tmp_path / "weights.pth")
     with pytest.raises(RuntimeError, match=r"do not fit conv_stem\.weight"):
-        encoding.load_lite0()
+        networks.load_lite0()
     torch.save(dict(list(stored.items())[:-1]), tmp_path / "weights.pth")
     with pytest.raises(RuntimeError, match="has 295 tensors"):
-        encoding.load_lite0()
+        networks.load_lite0()
 
 
 def test_an_unknown_model_is_answered_with_close_names() -> None:
     with pytest.raises(UserError, match=r"no model 'resnet_18'.*resnet18.*--set encoder\.model"):
-        Encoder("resnet_18")
+        Encoder(settings.Encoder("resnet_18"))
 
 
 def test_a_model_without_weights_is_refused_rather_than_random() -> None:
     with pytest.raises(UserError, match=r"no pretrained weights for 'efficientnet_b6'.*--set"):
-        Encoder("efficientnet_b6")
+        Encoder(settings.Encoder("efficientnet_b6"))
 
 
 @pytest.fixture
@@ -239,14 +242,14 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> socket.socket
     server = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(encoding, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(networks, "HUB_SECONDS", 0.5)
     return server
 
 
 def test_a_hub_that_does_not_answer_is_one_clear_error(silent_hub: socket.socket) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=r"'resnet18' cannot be fetched .*--set encoder\.model=tf_efficientnet_lite0\.$") as caught:
-        Encoder("resnet18")
+        Encoder(settings.Encoder("resnet18"))
     assert time.monotonic() - started < 5
     assert "\n" not in str(caught.value)
     silent_hub.close()
@@ -255,4 +258,4 @@ def test_a_hub_that_does_not_answer_is_one_clear_error(silent_hub: socket.socket
 def test_a_hub_that_is_not_there_is_one_clear_error(silent_hub: socket.socket) -> None:
     silent_hub.close()
     with pytest.raises(UserError, match=r"'resnet18' cannot be fetched .*--set encoder\.model=tf_efficientnet_lite0\.$"):
-        Encoder("resnet18")
+        Encoder(settings.Encoder("resnet18"))

@@ -102,27 +102,32 @@ def embeddings(session: Session) -> Version:
     have = embedded_content(session.lake, name, identity)
     todo = contents.filter(~pl.col("content_sha256").is_in(list(have)))
     failures: list[str] = []
+    metrics = {"contents": len(contents), "embedded now": len(todo), "borrowed from other datasets": n_borrowed, "encoder": identity}
     if len(todo):
+        network = encoder.Encoder(settings.encoder, cache=session.home.cache, say=session.report.say)
+        metrics["engine"] = str(network.engine)
+        session.report.say(f"Embedding with {network.engine}.")
         with session.report.bar("Embedding", len(todo)) as advance:
-            for rows, failed in _embedded_blocks(session, todo, advance):
+            for rows, failed in _embedded_blocks(session, network, todo, advance):
                 append(session.lake, name, "embeddings", rows.with_columns(encoder=pl.lit(identity)))
                 failures += failed
     if failures:
         raise UserError(f"{len(failures)} files changed or vanished while they were audited, such as {failures[0]}. Run the audit again.")
     digest = hashlib.sha256("\n".join([identity, *sorted(contents["content_sha256"])]).encode()).hexdigest()
-    metrics = {"contents": len(contents), "embedded now": len(todo), "borrowed from other datasets": n_borrowed, "encoder": identity}
     version = Version(session.fingerprint("embeddings"), digest, len(contents), metrics)
     record_version(session.lake, name, "embeddings", version)
     return version
 
 
-def _embedded_blocks(session: Session, todo: pl.DataFrame, advance: Callable[[int], None]) -> Iterator[tuple[pl.DataFrame, list[str]]]:
+def _embedded_blocks(
+    session: Session, network: encoder.Encoder, todo: pl.DataFrame, advance: Callable[[int], None]
+) -> Iterator[tuple[pl.DataFrame, list[str]]]:
     """(content_sha256 and vector, failures) of about encoder.block_size images at a time."""
     options, images = session.settings.encoder, session.settings.images
     paths, shas = [local_path(uri) for uri in todo["uri"]], todo["content_sha256"]
     batches = encoder.embed_files(
         paths,
-        encoder.Encoder(options.model),
+        network,
         batch_size=options.batch_size,
         threads=images.threads,
         max_pixels=images.max_pixels,
