@@ -39,7 +39,14 @@ def setting(
 class Images:
     """Reading of files."""
 
-    max_pixels: int = setting(178_956_970, "Images with more pixels are not decoded and get status too_large.", low=1)
+    max_pixels: int = setting(
+        178_956_970, "Most pixels of a decoded image. A JPEG with more is decoded at 1/2, 1/4 or 1/8; others are too_large.", low=1
+    )
+    memory_mb: int = setting(
+        920,
+        "Megabytes that decoding may hold, all threads together. An image that alone needs more has too many pixels.",
+        low=64,
+    )
     threads: int = setting(0, "Threads that read and decode; 0 is one per core.", low=0)
 
 

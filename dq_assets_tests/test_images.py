@@ -7,7 +7,10 @@ import io
 import os
 import re
 import struct
+import subprocess
+import sys
 import threading
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +21,7 @@ import pytest
 import scipy.fft
 from PIL import ExifTags, Image, ImageFilter
 
-from dq_assets.audit import images
+from dq_assets.audit import decoding, images
 from dq_assets.schema import STATUSES
 from dq_assets.settings import Images
 
@@ -104,8 +107,8 @@ def test_a_bomb_is_too_large_and_keeps_what_its_header_says(tmp_path: Path) -> N
         record = images.inspect(path, SETTINGS)
     assert (record.status, record.width, record.height, record.format) == ("too_large", 100_000, 100_000, "PNG")
     assert record.content_sha256
-    with pytest.raises(images.TooManyPixels):
-        images.decode_rgb(path, max_pixels=SETTINGS.max_pixels)
+    with pytest.raises(decoding.TooManyPixels):
+        decoding.decode_rgb(Path(path).read_bytes(), max_pixels=SETTINGS.max_pixels)
 
 
 def test_the_limit_on_pixels_is_the_setting_and_inclusive(tmp_path: Path) -> None:
@@ -242,18 +245,18 @@ def test_transparency_is_composited_on_white() -> None:
     expected = colours[..., :3].copy()
     expected[0] = 255
     for name, data in stored.items():
-        assert np.array_equal(np.asarray(images.decode_rgb(data, max_pixels=100)), expected), name
+        assert np.array_equal(np.asarray(decoding.decode_rgb(data, max_pixels=100)), expected), name
 
 
 def test_grey_with_alpha_is_composited_on_white_and_one_bit_is_black_and_white() -> None:
     grey = Image.fromarray(np.array([[[100, 255], [100, 0]]], np.uint8), "LA")
-    assert np.asarray(images.decode_rgb(encoded(grey), max_pixels=9)).tolist() == [[[100] * 3, [255] * 3]]
+    assert np.asarray(decoding.decode_rgb(encoded(grey), max_pixels=9)).tolist() == [[[100] * 3, [255] * 3]]
     bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
-    assert np.asarray(images.decode_rgb(encoded(bits), max_pixels=9)).tolist() == [[[0] * 3, [255] * 3]]
+    assert np.asarray(decoding.decode_rgb(encoded(bits), max_pixels=9)).tolist() == [[[0] * 3, [255] * 3]]
 
 
 def test_an_opaque_alpha_channel_does_not_change_the_pixel_hash() -> None:
-    opaque = images.decode_rgb(encoded(photo().convert("RGBA")), max_pixels=10**6)
+    opaque = decoding.decode_rgb(encoded(photo().convert("RGBA")), max_pixels=10**6)
     assert images.pixel_hash(opaque) == images.pixel_hash(photo())
 
 
@@ -262,7 +265,7 @@ def test_a_16_bit_copy_of_a_photo_has_its_pixels() -> None:
     grey.putpixel((0, 0), 255)
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     assert deep.mode == "I;16"
-    assert np.array_equal(np.asarray(images.decode_rgb(encoded(deep), max_pixels=10**6))[..., 0], np.asarray(grey))
+    assert np.array_equal(np.asarray(decoding.decode_rgb(encoded(deep), max_pixels=10**6))[..., 0], np.asarray(grey))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +284,7 @@ def test_a_16_bit_copy_of_a_photo_has_its_pixels() -> None:
     ids=["12 bit", "white", "8 in 16", "signed", "constant", "unit floats", "large floats", "nan", "nothing finite"],
 )
 def test_deep_images_are_scaled_from_their_range_not_clipped(values: np.ndarray, expected: list[int]) -> None:
-    decoded = images.decode_rgb(encoded(Image.fromarray(values), "TIFF"), max_pixels=10)
+    decoded = decoding.decode_rgb(encoded(Image.fromarray(values), "TIFF"), max_pixels=10)
     assert np.asarray(decoded)[0, :, 0].tolist() == expected
 
 
@@ -302,15 +305,14 @@ def test_extreme_sizes_are_ok(size: tuple[int, int], tmp_path: Path) -> None:
 
 def test_draft_decoding_keeps_the_shorter_side_and_is_only_for_jpeg() -> None:
     for side, expected in ((50, (200, 150)), (150, (200, 150)), (151, (400, 300)), (10, (50, 38)), (None, (400, 300))):
-        size = images.decode_rgb(encoded(photo(400, 300), "JPEG"), max_pixels=10**6, min_side=side).size
+        size = decoding.decode_rgb(encoded(photo(400, 300), "JPEG"), max_pixels=10**6, min_side=side).size
         assert size == expected if side != 50 else min(size) >= 50
-    assert images.decode_rgb(encoded(photo(400, 300)), max_pixels=10**6, min_side=10).size == (400, 300)
+    assert decoding.decode_rgb(encoded(photo(400, 300)), max_pixels=10**6, min_side=10).size == (400, 300)
 
 
-def test_bytes_files_and_paths_decode_alike(tmp_path: Path) -> None:
+def test_bytes_and_files_decode_alike() -> None:
     data = encoded(photo(), "JPEG")
-    path = written(tmp_path, "a.jpg", data)
-    hashes = {images.pixel_hash(images.decode_rgb(source, max_pixels=10**6)) for source in (data, io.BytesIO(data), path)}
+    hashes = {images.pixel_hash(decoding.decode_rgb(source, max_pixels=10**6)) for source in (data, io.BytesIO(data))}
     assert len(hashes) == 1
 
 
@@ -363,3 +365,137 @@ def test_threads_read_the_same(tmp_path: Path) -> None:
     alone = [images.inspect(path, SETTINGS) for path in paths]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda path: images.inspect(path, SETTINGS), paths)) == alone
+
+
+def jpeg(width: int, height: int, **options: object) -> bytes:
+    return encoded(photo(width, height), "JPEG", **options)
+
+
+def test_a_jpeg_above_the_limit_is_decoded_reduced_and_says_so(tmp_path: Path) -> None:
+    data = jpeg(400, 296)
+    record = images.inspect(written(tmp_path, "a.jpg", data), Images(max_pixels=10_000))
+    assert (record.status, record.width, record.height) == ("ok", 400, 296)
+    assert record.reason == "too large to be decoded whole, decoded at 1/4 of its size"
+    small = decoding.decode_rgb(data, max_pixels=10_000)
+    assert small.size == (100, 74)
+    assert record.pixel_hash not in (None, images.pixel_hash(small)), "no image of the reduced size is the same image"
+    assert record.pixel_hash == images.inspect(written(tmp_path, "b.jpg", data), Images(max_pixels=10_000)).pixel_hash
+    whole = images.inspect(str(tmp_path / "a.jpg"), SETTINGS)
+    assert whole.reason is None
+    bits = int(whole.phash or "", 16) ^ int(record.phash or "", 16)
+    assert bits.bit_count() <= 4, "the picture is still found as a copy of itself"
+
+
+def test_a_turned_jpeg_above_the_limit_has_its_upright_size(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    record = images.inspect(written(tmp_path, "a.jpg", jpeg(400, 296, exif=exif)), Images(max_pixels=100_000))
+    assert (record.status, record.width, record.height) == ("ok", 296, 400)
+
+
+def test_a_jpeg_that_is_too_large_at_an_eighth_is_too_large(tmp_path: Path) -> None:
+    record = images.inspect(written(tmp_path, "a.jpg", jpeg(400, 296)), Images(max_pixels=1000))
+    assert (record.status, record.width, record.height) == ("too_large", 400, 296)
+    assert record.reason == "400 x 296 pixels, more than images.max_pixels = 1000"
+
+
+def test_what_needs_more_memory_than_allowed_is_reduced_or_too_large(tmp_path: Path) -> None:
+    plain, tight = Image.new("RGB", (4200, 4000), "teal"), Images(memory_mb=64)
+    found = {
+        name: images.inspect(written(tmp_path, name, encoded(plain, format, **options)), tight)
+        for name, format, options in (("a.png", "PNG", {}), ("a.jpg", "JPEG", {}), ("b.jpg", "JPEG", {"progressive": True}))
+    }
+    assert found["a.png"].reason == "4200 x 4000 pixels take 84 MB to decode, more than images.memory_mb = 64"
+    assert [record.status for record in found.values()] == ["too_large", "ok", "ok"]
+    assert (found["a.jpg"].reason or "").endswith("decoded at 1/2 of its size")
+    assert (found["b.jpg"].reason or "").endswith("decoded at 1/4 of its size")
+    assert images.inspect(str(tmp_path / "a.png"), Images(memory_mb=90)).status == "ok"
+
+
+def test_a_jpeg_of_several_scans_counts_its_coefficients() -> None:
+    picture = photo(640, 480)
+    need = {}
+    for name, options in {"baseline": {}, "progressive": {"progressive": True}, "4:4:4": {"progressive": True, "subsampling": 0}}.items():
+        data = encoded(picture, "JPEG", **options)
+        need[name] = decoding._bytes_needed(decoding.open_image(io.BytesIO(data)), 0, 1) / (640 * 480)
+    assert need == {"baseline": 5, "progressive": 7, "4:4:4": 10}
+
+
+def test_an_icon_that_holds_another_size_than_its_table_says_is_refused(tmp_path: Path) -> None:
+    inside = encoded(Image.new("RGB", (900, 900), "red"))
+    table = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL notes the other size
+        record = images.inspect(written(tmp_path, "a.ico", table + inside), Images(max_pixels=100_000))
+    assert record.status == "too_large"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "I;16", "F", "CMYK"])
+def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo(64, 40)
+    if mode in ("I;16", "F"):
+        stored = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16 if mode == "I;16" else np.float32) * 250)
+    else:
+        stored = picture.convert(mode)
+    if mode in ("RGBA", "LA"):
+        stored.putalpha(photo(64, 40, 1).convert("L"))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        data = encoded(stored, "TIFF" if mode in ("F", "CMYK") else "PNG", exif=exif.tobytes())
+        whole = decoding.decode_rgb(data, max_pixels=10**6)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "BAND_PIXELS", 300)
+            in_bands = decoding.decode_rgb(data, max_pixels=10**6)
+            patch.setattr(decoding, "LARGE_PIXELS", 100)
+            reduced = decoding.decode_rgb(data, max_pixels=10**6, min_side=10)
+        assert np.array_equal(np.asarray(in_bands), np.asarray(whole)), orientation
+        assert np.array_equal(np.asarray(reduced), np.asarray(whole.reduce(4))), orientation
+
+
+def test_memory_is_shared_in_the_order_of_asking() -> None:
+    memory, order = decoding._Memory(), []
+
+    def take(name: str, n: int) -> None:
+        with memory.share(n, 10):
+            order.append(name)
+
+    def waiting(n: int) -> None:
+        for _ in range(500):
+            if len(memory._waiting) == n:
+                return
+            time.sleep(0.01)
+        pytest.fail("nobody waits")
+
+    with memory.share(6, 10):
+        large, small = threading.Thread(target=take, args=("large", 20)), threading.Thread(target=take, args=("small", 1))
+        large.start()
+        waiting(1)
+        small.start()  # there would be room, but it came later
+        waiting(2)
+        assert order == []
+    large.join(5), small.join(5)
+    assert order == ["large", "small"]
+    assert memory._held == 0
+
+
+def test_threads_together_stay_within_the_memory_that_is_allowed(tmp_path: Path) -> None:
+    Image.new("RGBA", (3500, 3400), (10, 200, 30, 128)).save(
+        tmp_path / "a.png", compress_level=1
+    )  # 60 MB, and 190 if composited as a whole
+    script = (
+        "import sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from dq_assets.audit.images import inspect\n"
+        "from dq_assets.settings import Images\n"
+        "def peak(): return int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) / 1000\n"
+        "inspect(sys.argv[0], Images())\n"
+        "before = peak()\n"
+        "def read(path): return inspect(path, Images(memory_mb=64)).status\n"
+        "with ThreadPoolExecutor(3) as pool: found = list(pool.map(read, sys.argv[1:] * 3))\n"
+        "print(*found, round(peak() - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.png")], capture_output=True, text=True, check=True)
+    *statuses, grown = done.stdout.split()
+    assert statuses == ["ok"] * 3
+    assert int(grown) < 64 + 40

@@ -111,7 +111,7 @@ class Encoder:
 
     @property
     def min_side(self) -> int:
-        """Shorter side in pixels that a decoder should keep (`images.decode_rgb`), so that decoding small does not move the vectors."""
+        """Shorter side in pixels that a decoder should keep (`decoding.decode_rgb`), so that decoding small does not move the vectors."""
         return min_side(self.preprocessing)
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -137,6 +137,7 @@ def embed_files(
     batch_size: int,
     threads: int,
     max_pixels: int,
+    memory_mb: int = settings.Images.memory_mb,
     content_sha256: Sequence[str] | None = None,
 ) -> Iterator[EmbeddedBatch]:
     """Vectors of image files, in order, in batches of `batch_size` (0: what the encoder takes at once, at least LEAST_BATCH).
@@ -152,7 +153,7 @@ def embed_files(
 
     def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8] | str]]]:
         rows = range(start, min(start + size, len(paths)))
-        return start, [pool.submit(_load, paths[row], expected[row], encoder, max_pixels) for row in rows]
+        return start, [pool.submit(_load, paths[row], expected[row], encoder, max_pixels, memory_mb) for row in rows]
 
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="decode")
     try:
@@ -166,16 +167,16 @@ def embed_files(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(path: str, expected: str | None, encoder: Encoder, max_pixels: int) -> NDArray[np.uint8] | str:
+def _load(path: str, expected: str | None, encoder: Encoder, max_pixels: int, memory_mb: int) -> NDArray[np.uint8] | str:
     """The preprocessed pixels of a file, or in one line why there are none."""
-    from dq_assets.audit.images import DECODE_ERRORS, decode_rgb
+    from dq_assets.audit.decoding import DECODE_ERRORS, decode_rgb
     from dq_assets.sources.folder import read_file
 
     try:
         data = read_file(path)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             return "its bytes changed since it was scanned"
-        return encoder.preprocess(decode_rgb(data, max_pixels=max_pixels, min_side=encoder.min_side))
+        return encoder.preprocess(decode_rgb(data, max_pixels=max_pixels, memory_mb=memory_mb, min_side=encoder.min_side))
     except DECODE_ERRORS as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return " ".join(text.split())[:200] or type(error).__name__

@@ -1,8 +1,6 @@
-"""Reading one image file, once: what it is, its hashes, its quality scores. And the one place where images are decoded.
+"""Reading one image file, once: what it is, its hashes, its quality scores.
 
-`decode_rgb` is shared by the manifest, the encoder and the duplicate finder, so that all of them see the same pixels.
-Everything here runs in threads: no global state of PIL is set, no warning filter is touched.
-What does not belong here: listing of folders, the scores' formulas (`dq_assets.audit.quality`).
+What does not belong here: listing of folders, decoding (`dq_assets.audit.decoding`), the scores' formulas (`dq_assets.audit.quality`).
 """
 
 from __future__ import annotations
@@ -14,14 +12,16 @@ import io
 import os
 import stat
 import struct
-import zlib
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
-from dq_assets.audit.quality import pixel_scores
+from dq_assets.audit.decoding import DECODE_ERRORS, Picture, TooManyPixels, decoded, needs_no_bytes, open_image
+from dq_assets.audit.quality import PixelScorer
 from dq_assets.sources.folder import read_file
 
 if TYPE_CHECKING:
@@ -29,39 +29,10 @@ if TYPE_CHECKING:
 
     from dq_assets.settings import Images
 
-DECODE_ERRORS = (
-    OSError,  # truncated or broken data; UnidentifiedImageError; a decoder that is not built in
-    SyntaxError,  # PIL's own word for "not this format", from plugins and from broken chunks
-    ValueError,  # bad sizes, modes without a conversion to RGB (LAB), oversized text chunks
-    TypeError,  # None where a header field is missing
-    LookupError,  # IndexError past the end of a table, KeyError of an unknown compression or mode
-    AttributeError,  # a plugin that goes on after a missing chunk
-    AssertionError,  # PIL's internal assertions on broken files
-    ArithmeticError,  # OverflowError of a 64-bit field in a C int, ZeroDivisionError of a zero resolution
-    EOFError,  # a sequence without its first frame
-    MemoryError,  # sizes within max_pixels that the machine cannot hold, and sizes that PIL computes wrongly
-    RuntimeError,  # broken text chunks in PNG; NotImplementedError of DDS and BLP variants
-    struct.error,  # a header that ends early
-    zlib.error,  # compressed chunks outside the pixel data
-    Image.DecompressionBombError,  # PIL's own limit on frames inside ICO, ICNS, GIF
-    Warning,  # only under python -W error, where PIL's remarks on metadata are raised
-)
-"""What PIL raises on bad files, for which it has no common base class. 56,541 damaged files in 23 formats raised OSError, SyntaxError,
-ValueError, RuntimeError, AssertionError, AttributeError and DecompressionBombError; the others did not occur and are kept for
-formats and versions that were not tried."""
+BIG_FILE = 32_000_000
+"""Files with more bytes are read one at a time: the limit on memory counts a file only once its header was read."""
 
-NOT_DECODED = frozenset({"EPS"})
-"""Formats that are not opened. EPS is a program: PIL hands it to Ghostscript, an outside process."""
-
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_one_big_file = threading.Lock()
 
 _LEADS = (
     (b"version https://git-lfs.github.com/spec/", "Git LFS pointer, not the file itself: run git lfs pull"),
@@ -99,16 +70,12 @@ class ImageRecord:
     quality: dict[str, float] | None = None
 
 
-class TooManyPixels(ValueError):  # noqa: N818 (a fact about the image, not a failure)
-    """The header promises more pixels than allowed; nothing was decoded."""
-
-
 def inspect(path: str, settings: Images) -> ImageRecord:
     """Read and judge one file. `path` is decoded as by os.fsdecode. Never raises for a bad file: its status and reason tell.
 
     Links are followed. Only regular files are opened. width and height are those after EXIF orientation, but for
-    too_large those of the header. An ok image has a reason only as a note: wrong suffix, animated.
-    A file larger than any image of max_pixels can be is too_large and not read (so it has no content_sha256).
+    too_large those of the header. An ok image has a reason only as a note: wrong suffix, animated, decoded reduced.
+    A file larger than images.memory_mb, or than any image of max_pixels can be, is too_large and not read (so it has no content_sha256).
     """
     record = ImageRecord()
     try:
@@ -116,43 +83,25 @@ def inspect(path: str, settings: Images) -> ImageRecord:
         if not stat.S_ISREG(info.st_mode):
             return replace(record, mtime=info.st_mtime, status="not_regular", reason=_kind_of_file(info.st_mode))
         record = replace(record, bytes=info.st_size, mtime=info.st_mtime)
-        if info.st_size > _most_bytes(settings.max_pixels):
-            return replace(record, status="too_large", reason=f"file of {info.st_size} bytes, more than {settings.max_pixels} pixels need")
-        data = read_file(path)
+        too_large = _too_many_bytes(info.st_size, settings)
+        if too_large is not None:
+            return replace(record, status="too_large", reason=too_large)
+        turn: AbstractContextManager[object] = _one_big_file if info.st_size > BIG_FILE else nullcontext()
+        with turn:
+            return _describe(record, [read_file(path)], os.path.splitext(path)[1].lower(), settings)
     except (OSError, ValueError, MemoryError) as error:
         return replace(record, status=_status_of(error), reason=_one_line(error))
-    record = replace(record, bytes=len(data), content_sha256=hashlib.sha256(data).hexdigest())
-    return _describe(record, data, os.path.splitext(path)[1].lower(), settings.max_pixels)
-
-
-def decode_rgb(data: bytes | BinaryIO | str, *, max_pixels: int, min_side: int | None = None) -> Image.Image:
-    """The first frame as an RGB image, EXIF orientation applied. data: the bytes, an open binary file, or a path.
-
-    Transparency, in alpha channels, palettes and colour keys, is composited on white. 16-bit, 32-bit and float images are scaled
-    from their range to 8 bits, not clipped (see `_to_8_bits`). CMYK and others by PIL's conversion, without colour profiles.
-    min_side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (PIL's draft mode, the DCT scaling of libjpeg) as long as the shorter
-    side keeps at least that many pixels. Faster, but other pixels: never for hashes.
-
-    Raises TooManyPixels before decoding, and one of DECODE_ERRORS if the data is bad.
-    """
-    image = _open(io.BytesIO(read_file(data) if isinstance(data, str) else data if isinstance(data, bytes) else data.read()))
-    _refuse_bomb(image, max_pixels)
-    if min_side is not None and image.format in ("JPEG", "MPO"):
-        image.draft(None, (min_side, min_side))
-    return _to_rgb(image)
 
 
 def pixel_hash(image: Image.Image) -> str:
     """BLAKE2b-128 of height, width and the RGB bytes, row by row; 32 hex digits. Equal pixels in equal shape, equal hash."""
-    digest = hashlib.blake2b(struct.pack("<qq", image.height, image.width), digest_size=16)
-    # In bands of about 4 MB: the bytes of a 179-megapixel image at once would be another 0.5 GB.
-    rows = max(1, 4_000_000 // (3 * image.width))
-    if rows >= image.height:
-        digest.update(image.tobytes())
-    else:
-        for top in range(0, image.height, rows):
-            digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    digest = _pixel_digest(image.size)
+    digest.update(np.asarray(image).data)
     return digest.hexdigest()
+
+
+def _pixel_digest(size: tuple[int, int]) -> hashlib.blake2b:
+    return hashlib.blake2b(struct.pack("<qq", size[1], size[0]), digest_size=16)
 
 
 def phash(image: Image.Image) -> str:
@@ -162,7 +111,8 @@ def phash(image: Image.Image) -> str:
     Coefficients are rounded to 1e-6 first: in a plain or mirror-symmetric picture half of them are 0, and the 1e-12 of rounding noise
     that stands in their place would make the bits random. Elsewhere the bits are those of imagehash.
     """
-    pixels = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+    grey = image if image.mode == "L" else image.convert("L")  # which would copy
+    pixels = np.asarray(grey.resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     matrix = _dct_matrix()
     low = (matrix @ pixels @ matrix.T).round(6)
     return np.packbits(low > np.median(low)).tobytes().hex()
@@ -177,16 +127,21 @@ def _dct_matrix() -> np.ndarray:
     return matrix
 
 
-def _describe(record: ImageRecord, data: bytes, suffix: str, max_pixels: int) -> ImageRecord:
-    """Decode the bytes once and add all that follows from them."""
-    image: ImageFile | None = None
+def _describe(record: ImageRecord, read: list[bytes], suffix: str, settings: Images) -> ImageRecord:
+    """Decode the bytes once and add all that follows from them. They are taken out of the list, so that nothing holds them longer."""
+    data = read.pop()
+    n_bytes, what_it_is = len(data), _what_it_is(data)
+    record = replace(record, bytes=n_bytes, content_sha256=hashlib.sha256(data).hexdigest())
+    stream = io.BytesIO(data)
+    del data
     try:
-        image = _open(io.BytesIO(data))
+        image = open_image(stream)
         record = replace(record, width=image.width, height=image.height, format=image.format, mode=image.mode)
-        _refuse_bomb(image, max_pixels)
-        rgb = _to_rgb(image)
-        grey = rgb.convert("L")
-        record = replace(record, pixel_hash=pixel_hash(rgb), phash=phash(grey), quality=pixel_scores(rgb, grey=grey))
+        with decoded(image, n_bytes, max_pixels=settings.max_pixels, memory_mb=settings.memory_mb) as picture:
+            if needs_no_bytes(image):
+                stream.close()
+            record = _with_pixels(record, picture)
+            notes = _notes(picture, suffix)
     except (TooManyPixels, Image.DecompressionBombError) as error:
         # PNG and TIFF can claim 4,294,967,295 pixels a side, which the INTEGER column cannot hold.
         if max(record.width or 0, record.height or 0) > 2**31 - 1:
@@ -194,100 +149,27 @@ def _describe(record: ImageRecord, data: bytes, suffix: str, max_pixels: int) ->
         return replace(record, status="too_large", reason=_one_line(error))
     except DECODE_ERRORS as error:
         # What the header says of a file that does not hold it is no fact about an image.
-        return replace(record, width=None, height=None, status="unreadable", reason=_what_it_is(data) or _one_line(error))
-    return replace(record, width=rgb.width, height=rgb.height, status="ok", reason=_notes(image, suffix))
+        return replace(record, width=None, height=None, status="unreadable", reason=what_it_is or _one_line(error))
+    return replace(record, status="ok", reason=notes)
 
 
-def _open(stream: BinaryIO) -> ImageFile:
-    """The header of an image, by its bytes.
-
-    PIL.Image.open without its limit on pixels: that warns from 89 megapixels on (on stderr, once per process), raises from 179 on
-    without saying the size, and is moved only by a global. Callers apply max_pixels instead, before anything is decoded.
-    Raises UnidentifiedImageError with what each plugin that knew the first bytes had to say.
-    """
-    _load_plugins()
-    prefix = stream.read(16)
-    complaints = []
-    for name in Image.ID:
-        if name in NOT_DECODED:
-            continue
-        factory, accept = Image.OPEN[name]
-        known: bool | str = False
-        try:
-            known = not accept or accept(prefix)
-            if isinstance(known, str):
-                complaints.append(known)
-            elif known:
-                stream.seek(0)
-                return factory(stream, "")
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:
-            # `accept` raises too, on fewer bytes than it looks at. Plugins without it try everything and mean nothing by it.
-            if accept and known:
-                complaints.append(f"{name}: {error}")
-    raise UnidentifiedImageError("; ".join(complaints) or f"not an image in any format that is read (begins with {prefix!r})")
+def _with_pixels(record: ImageRecord, picture: Picture) -> ImageRecord:
+    """Hashes and scores, in one pass over the bands. The pixel hash of an image that was decoded reduced is of its full size and those
+    pixels, so that it is nobody else's."""
+    digest, scorer = _pixel_digest(picture.full_size), PixelScorer(picture.size)
+    for top, band in picture.bands():
+        digest.update(np.asarray(band).data)
+        scorer.add(top, band)
+    width, height = picture.full_size
+    return replace(record, width=width, height=height, pixel_hash=digest.hexdigest(), phash=phash(scorer.grey), quality=scorer.scores())
 
 
-@functools.cache
-def _load_plugins() -> None:
-    Image.preinit()  # first, so that the common formats are asked first
-    Image.init()
-
-
-def _refuse_bomb(image: Image.Image, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        raise TooManyPixels(f"{image.width} x {image.height} pixels, more than images.max_pixels = {max_pixels}")
-
-
-def _to_rgb(image: ImageFile) -> Image.Image:
-    """Decode an opened image: orientation, range, transparency, RGB."""
-    image.load()
-    # Before any conversion, which may drop the metadata; after load, where TIFF applies its orientation and PNG finds its EXIF.
-    method = _TRANSPOSE.get(_orientation(image))
-    result: Image.Image = image
-    if image.mode.startswith("I") or image.mode == "F":
-        result = _to_8_bits(image)
-    elif image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        result = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
-    rgb = result if result.mode == "RGB" else result.convert("RGB")  # convert would copy an RGB image
-    return rgb.transpose(method) if method is not None else rgb
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 if there is none. Broken EXIF does not make the pixels unreadable: it says nothing, hence 1."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except DECODE_ERRORS:
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits or floats as 8 bits, from its range.
-
-    The range of integers is that of the least bit depth (8, 10, 12, 14, 16) that holds them, so that a 16-bit copy of a photo gives
-    the photo back and 12-bit scans are not black; of floats in [0, 1], that. What fits none goes from its minimum to its maximum.
-    Not a number and infinite values count as the least finite one.
-    """
-    values = np.array(image, np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        values[~finite] = values[finite].min() if finite.any() else 0
-    low, high = float(values.min()), float(values.max())
-    depths = [1.0] if image.mode == "F" else []
-    nominal = [top for top in [*depths, 255.0, 1023.0, 4095.0, 16383.0, 65535.0] if low >= 0 and high <= top]
-    first, last = (0.0, nominal[0]) if nominal else (low, high)
-    if last > first:
-        values -= first
-        values *= 255 / (last - first)
-    else:
-        values[:] = 0
-    return Image.fromarray((values + 0.5).clip(0, 255).astype(np.uint8))
-
-
-def _notes(image: ImageFile, suffix: str) -> str | None:
-    """Remarks on an image that is ok: a suffix of another format, more frames than the one that was taken."""
+def _notes(picture: Picture, suffix: str) -> str | None:
+    """Remarks on an image that is ok: decoded reduced, a suffix of another format, more frames than the one that was taken."""
+    image: ImageFile = picture.image
     notes = []
+    if picture.shrink > 1:
+        notes.append(f"too large to be decoded whole, decoded at 1/{picture.shrink} of its size")
     expected = Image.registered_extensions().get(suffix)
     # Photos of phones are MPO, a JPEG followed by others, and are called .jpg everywhere; DIB is BMP without its file header.
     actual = {"MPO": "JPEG", "DIB": "BMP"}.get(image.format or "", image.format)
@@ -332,9 +214,13 @@ def _kind_of_file(mode: int) -> str:
     return next((f"{kind}, not a file" for test, kind in kinds if test(mode)), "a device, not a file")
 
 
-def _most_bytes(max_pixels: int) -> int:
-    """More bytes than an image of max_pixels takes uncompressed in 4 channels of 32 bits, with room for metadata."""
-    return 16 * max_pixels + (64 << 20)
+def _too_many_bytes(n: int, settings: Images) -> str | None:
+    """Why a file of n bytes is not read; None if it is. An image of max_pixels takes 16 bytes a pixel at most (4 channels of 32 bits)."""
+    if n > settings.memory_mb * 1_000_000:
+        return f"file of {n} bytes, more than images.memory_mb = {settings.memory_mb}"
+    if n > 16 * settings.max_pixels + (64 << 20):
+        return f"file of {n} bytes, more than {settings.max_pixels} pixels need"
+    return None
 
 
 def _one_line(error: Exception | str) -> str:

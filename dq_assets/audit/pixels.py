@@ -50,7 +50,7 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
 
 
 def min_side(how: Preprocessing) -> int:
-    """Shorter side in pixels that a decoder should keep (`images.decode_rgb`), so that decoding small does not move the vectors."""
+    """Shorter side in pixels that a decoder should keep (`decoding.decode_rgb`), so that decoding small does not move the vectors."""
     return MIN_SIDE_FACTOR * max(_resized(how))
 
 

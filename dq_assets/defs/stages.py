@@ -31,7 +31,7 @@ from dq_assets.audit import (
     scan,
     training,
 )
-from dq_assets.audit.images import decode_rgb
+from dq_assets.audit.decoding import decode_rgb
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
@@ -131,6 +131,7 @@ def _embedded_blocks(
         batch_size=options.batch_size,
         threads=images.threads,
         max_pixels=images.max_pixels,
+        memory_mb=images.memory_mb,
         content_sha256=shas.to_list(),
     )
     parts: list[pl.DataFrame] = []
@@ -225,7 +226,7 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
         data = read_file(local_path(uris[position]))
         if hashlib.sha256(data).hexdigest() != shas[position]:  # a verdict is stored for ever under the content it is of
             raise OSError("its bytes changed since it was scanned")
-        picture = decode_rgb(data, max_pixels=images.max_pixels, min_side=WITNESS_SIDE)
+        picture = decode_rgb(data, max_pixels=images.max_pixels, memory_mb=images.memory_mb, min_side=WITNESS_SIDE)
         picture.thumbnail((WITNESS_SIDE, WITNESS_SIDE))
         return np.asarray(picture)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dq_assets.audit.images import DECODE_ERRORS, TooManyPixels, decode_rgb
+from dq_assets.audit.decoding import DECODE_ERRORS, TooManyPixels, decode_rgb
 
 Read = Callable[[str], bytes]
 """The bytes at an address of raw_manifest. Raises OSError if there are none."""
