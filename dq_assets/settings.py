@@ -24,6 +24,21 @@ import yaml
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
+CLEANLAB_FILTERS = (
+    "prune_by_noise_rate",
+    "prune_by_class",
+    "both",
+    "confident_learning",
+    "predicted_neq_given",
+    "low_self_confidence",
+    "low_normalized_margin",
+)
+"""Values of cleanlab's `filter_by`; the first is its default."""
+
+CLEANLAB_SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
+"""cleanlab's label quality scores, all in [0, 1] with 0 worst."""
+
+
 class UserError(Exception):
     """What the user can mend. The message is one line and ends with what to do."""
 
@@ -111,6 +126,13 @@ class Labels:
         0.1, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1
     )
     candidate_ratio: float = setting(0.25, "Classes with at least this share of the top probability are candidate labels.", low=0, high=1)
+    filter_by: str = setting(
+        "ours",
+        "Which labels are flagged: ours (error_probability above flag_above), or as cleanlab does with this value of its filter_by.",
+        choices=("ours", *CLEANLAB_FILTERS),
+    )
+    quality_score: str = setting("self_confidence", "label_score where filter_by is one of cleanlab's.", choices=CLEANLAB_SCORES)
+    adjust_pred_probs: bool = setting(False, "cleanlab's option of that name, for quality_score; not for confidence_weighted_entropy.")
 
 
 @dataclass(frozen=True)

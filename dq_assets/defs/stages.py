@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from dq_assets.audit import (
+    cleanlab_rules,
     confident,
     curation,
     duplicates,
@@ -337,15 +338,19 @@ def label_issues(session: Session) -> Version:
     """Publish label issues."""
     names, codes = _classes(session)
     image_id = session.fine()["image_id"].to_numpy()
-    table = confident.label_issues(
-        image_id, codes, _probs(session), class_names=names, learnable=_learnable(session, names), settings=session.settings.labels
-    )
+    probs, options = _probs(session), session.settings.labels
+    table = confident.label_issues(image_id, codes, probs, class_names=names, learnable=_learnable(session, names), settings=options)
+    extra: dict[str, Any] = {}
+    if options.filter_by != "ours" and names:
+        table, found = cleanlab_rules.with_cleanlab_flags(table, codes, probs, class_names=names, settings=options)
+        extra = {"cleanlab's number of issues": cleanlab_rules.num_label_issues(found), "cleanlab's health": cleanlab_rules.health(found)}
     estimate = ontology.noise_estimate(table)
     metrics = {
         "checked": table["is_label_issue"].count(),
         "label issues": int(table["is_label_issue"].sum()),
         **({} if estimate is None else {"estimated noise rate": estimate}),
         **{f"kind {kind}": n for kind, n in table["kind"].drop_nulls().value_counts().sort("kind").iter_rows()},
+        **extra,
     }
     return session.publish("label_issues", table, metrics)
 
