@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from PIL import Image, ImageFilter
 from dq_assets import settings
 from dq_assets.audit import backends, networks, pixels
 from dq_assets.audit import encoder as encoding
+from dq_assets.audit.decoding import decode_rgb
 from dq_assets.audit.encoder import Encoder, embed_files, encoder_id
 from dq_assets.settings import UserError
 
@@ -120,6 +122,69 @@ def test_a_thread_of_pixels_is_embedded_without_blowing_it_up(size: tuple[int, i
     assert encoder.preprocess(Image.new("RGB", size, "red")).shape == (224, 224, 3)
 
 
+def encoded(image: Image.Image, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
+
+
+def by_pil(data: bytes) -> np.ndarray:
+    return pixels.preprocess(decode_rgb(data, max_pixels=LIMIT, min_side=pixels.min_side(pixels.LITE0)), pixels.LITE0)
+
+
+PLAIN = {
+    "colour": lambda: encoded(photo("china.jpg")),
+    "grey": lambda: encoded(photo("flower.jpg").convert("L")),
+    "progressive": lambda: encoded(photo("china.jpg"), progressive=True, quality=70),
+    "full chroma": lambda: encoded(photo("flower.jpg"), subsampling=0),
+    "small": lambda: encoded(photo("china.jpg").resize((90, 70))),
+    "halved while decoded": lambda: encoded(photo("china.jpg").resize((1520, 1240))),
+}
+
+OTHERS = {
+    "turned": lambda: encoded(photo("china.jpg"), exif=turned()),
+    "CMYK": lambda: encoded(photo("china.jpg").convert("CMYK")),
+    "long": lambda: encoded(photo("china.jpg").resize((1300, 300))),
+    "large": lambda: encoded(photo("china.jpg").resize((1700, 1300))),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_jpeg_decoded_the_faster_way_has_the_vector_that_pil_gives(
+    name: str, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = PLAIN[name]()
+    expected = by_pil(data)
+    monkeypatch.setattr(pixels, "decode_rgb", lambda *_, **__: pytest.fail("PIL was asked"))
+    found = encoder.decode(data, max_pixels=LIMIT)
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 3
+    assert difference.mean() < 0.02
+    a, b = encoder(np.stack([found, expected])).astype(np.float64)
+    assert a @ b / np.sqrt((a @ a) * (b @ b)) > 1 - 1e-4
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_jpegs_are_decoded_by_pil(name: str, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = OTHERS[name]()
+    expected = by_pil(data)
+    monkeypatch.setattr(pixels, "_decode_jpeg", lambda *_: pytest.fail("OpenCV was asked"))
+    np.testing.assert_array_equal(encoder.decode(data, max_pixels=LIMIT), expected)
+
+
+def test_a_jpeg_that_ends_early_is_a_failure_as_pil_has_it(encoder: Encoder) -> None:
+    whole = encoded(photo("china.jpg"))
+    for length in (len(whole) // 2, len(whole) - 2):
+        with pytest.raises(OSError, match="truncated"):
+            encoder.decode(whole[:length], max_pixels=LIMIT)
+
+
 def test_a_vector_does_not_depend_on_its_batch(encoder: Encoder) -> None:
     batch = np.random.default_rng(0).integers(0, 256, (backends.FORWARD_ROWS + 3, *encoder.input_size, 3), dtype=np.uint8)
     together = encoder(batch)
@@ -141,7 +206,7 @@ def test_files_come_in_order_and_a_bad_one_is_a_failure_with_a_reason(encoder: E
     vectors = np.concatenate([b.vectors for b in batches])
     whole = next(iter(embed_files(files, encoder, batch_size=100, threads=1, max_pixels=LIMIT)))
     np.testing.assert_array_equal(vectors, whole.vectors)
-    np.testing.assert_array_equal(vectors[0], encoder(encoder.preprocess(Image.open(files[0]))[None])[0])
+    np.testing.assert_array_equal(vectors[0], encoder(encoder.decode(Path(files[0]).read_bytes(), max_pixels=LIMIT)[None])[0])
 
 
 def test_a_file_whose_bytes_are_not_those_expected_is_a_failure(encoder: Encoder, files: list[str]) -> None:

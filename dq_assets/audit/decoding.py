@@ -189,7 +189,7 @@ def decoded(image: ImageFile, n_bytes: int, *, max_pixels: int, memory_mb: int, 
         if image.width * image.height > max_pixels:  # an icon can hold another size than its table says
             raise TooManyPixels(f"{image.width} x {image.height} pixels, more than images.max_pixels = {max_pixels}")
         # Before any conversion, which may drop the metadata; after load, where TIFF applies its orientation and PNG finds its EXIF.
-        method = _TRANSPOSE.get(_orientation(image))
+        method = _TRANSPOSE.get(orientation(image))
         width, height = opened_size if is_jpeg else image.size
         yield Picture(image, (height, width) if method in _SIDEWAYS else (width, height), shrink, method, _scale(image))
 
@@ -323,7 +323,7 @@ def _load_plugins() -> None:
     Image.init()
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 if there is none. Broken EXIF does not make the pixels unreadable: it says nothing, hence 1."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)

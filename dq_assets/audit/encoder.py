@@ -1,7 +1,7 @@
 """Images to vectors: the encoder, the identity of its vectors, and embedding many files.
 
 The network is in `dq_assets.audit.networks`, its preprocessing in `pixels`, what runs it in `backends`.
-What does not belong here: decoding (`dq_assets.audit.images`) and distances between vectors (`dq_assets.audit.neighbors`).
+What does not belong here: decoding (`dq_assets.audit.decoding`) and distances between vectors (`dq_assets.audit.neighbors`).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dq_assets import settings
 from dq_assets.audit.backends import Backend, OpenVINOBackend, Say, TorchBackend
 from dq_assets.audit.engine import engine_of, precision_of
 from dq_assets.audit.networks import DEFAULT_MODEL, fold_batch_norm, lite0_weights, load_lite0, load_timm, preprocessing_of
-from dq_assets.audit.pixels import LITE0, Preprocessing, min_side, preprocess
+from dq_assets.audit.pixels import LITE0, Preprocessing, decode, preprocess
 from dq_assets.audit.process import wait_without_spinning
 from dq_assets.settings import UserError
 
 if TYPE_CHECKING:
     import torch
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the way from pixels to a vector changes in a manner that no other part of the identity shows."""
 
 LEAST_BATCH = 32
@@ -109,10 +109,9 @@ class Encoder:
         """RGB image of any size -> (height, width, 3) uint8, resized and cropped as the network was trained. Safe in threads."""
         return preprocess(image, self.preprocessing)
 
-    @property
-    def min_side(self) -> int:
-        """Shorter side in pixels that a decoder should keep (`decoding.decode_rgb`), so that decoding small does not move the vectors."""
-        return min_side(self.preprocessing)
+    def decode(self, data: bytes, *, max_pixels: int, memory_mb: int = settings.Images.memory_mb) -> NDArray[np.uint8]:
+        """The same from the bytes of a file, see `pixels.decode`."""
+        return decode(data, self.preprocessing, max_pixels=max_pixels, memory_mb=memory_mb)
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(n, height, width, 3) uint8 as from `preprocess` -> (n, dim) float32 pooled features, not normalised.
@@ -169,14 +168,14 @@ def embed_files(
 
 def _load(path: str, expected: str | None, encoder: Encoder, max_pixels: int, memory_mb: int) -> NDArray[np.uint8] | str:
     """The preprocessed pixels of a file, or in one line why there are none."""
-    from dq_assets.audit.decoding import DECODE_ERRORS, decode_rgb
+    from dq_assets.audit.decoding import DECODE_ERRORS
     from dq_assets.sources.folder import read_file
 
     try:
         data = read_file(path)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             return "its bytes changed since it was scanned"
-        return encoder.preprocess(decode_rgb(data, max_pixels=max_pixels, memory_mb=memory_mb, min_side=encoder.min_side))
+        return encoder.decode(data, max_pixels=max_pixels, memory_mb=memory_mb)
     except DECODE_ERRORS as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return " ".join(text.split())[:200] or type(error).__name__
