@@ -182,7 +182,7 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             "neighbors",
-            "The k nearest other images by cosine distance, nearest first, exact.",
+            "The k nearest other images by cosine distance, nearest first: exact, or by an index with the recall that was asked for.",
             ("image_id",),
             (
                 IMAGE_ID,
@@ -193,7 +193,8 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "raw_manifest"),
             settings=("neighbors",),
-            kinds=frozenset({"faiss", "duckdb"}),
+            algorithm=2,
+            kinds=frozenset({"torch", "duckdb"}),
         ),
         Table(
             "duplicate_groups",

@@ -1,36 +1,87 @@
-"""Exact nearest neighbours by cosine distance.
+"""Nearest neighbours by cosine distance: exact by brute force, or among the candidates of an index (`cells`).
 
-faiss finds candidates by float32 inner products; their order is then settled by a distance that has no rounding noise, because the
-noise of an inner product (1e-7) would put copies of an image in any order and at distances other than 0. Where the candidates cannot
-prove that they hold the answer, the row is compared with all others. So the result is that of brute force, ties included.
-Time grows with n squared and is nearly all faiss: 50,000 x 1280 takes 80 to 270 CPU seconds, by the BLAS of its build.
+float32 inner products find candidates; their order is then settled by a distance that has no rounding noise, because the
+noise of an inner product (1e-7) would put copies of an image in any order and at distances other than 0. Brute force compares a row
+with all others where its candidates cannot prove that they hold the answer, so its result is that of the definition, ties included.
+Its time grows with n squared; the index misses a measured share of the neighbours instead, but never a copy.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dq_assets import settings
+from dq_assets.audit.cells import Cells, Take, candidates
 
 SPARE = 8
 """Candidates beyond k, so that a cut through rows that are nearly as far is rare."""
 
 NOISE = 2e-6
-"""Bound on the error of faiss's float32 inner product of unit vectors; 2.4e-7 was the largest seen on 20,000 pairs at 1280 dimensions."""
+"""Bound on the error of a float32 inner product of unit vectors; 2.4e-7 was the largest seen on 20,000 pairs at 1280 dimensions."""
 
 COPY = 1e-13
 """Distances below are 0: rounding the vectors to float32 alone moves two of one direction up to 4e-15 apart."""
 
-RERANK_FLOATS = 8_000_000
-"""Floats gathered at a time to settle distances: 32 MB."""
+RERANK_FLOATS = 2_000_000
+"""Floats gathered at a time, by each thread, to settle distances: 8 MB."""
+
+PRODUCTS = 32_000_000
+"""Inner products held at a time: 128 MB."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """positions (n, k') int64 and distances (n, k') float32 as of `nearest_neighbors`.
+
+    recall: 1 if exact, else the share of the true neighbours found for a sample of rows. cells: the index; None if there was none.
+    """
+
+    positions: NDArray[np.int64]
+    distances: NDArray[np.float32]
+    recall: float = 1.0
+    cells: Cells | None = None
+
+
+class UnitRows:
+    """Rows of length 1, made when they are taken: a second copy of a million vectors would be 6.5 GB.
+
+    vectors: (n, d) float32. lengths: (n,) float64; float32 squares overflow from 1e19 on. chosen: the rows that are numbered 0, 1 ...
+    """
+
+    def __init__(self, vectors: NDArray[np.float32], lengths: NDArray[np.float64], chosen: NDArray[np.int64] | None = None) -> None:
+        self._vectors, self._lengths, self._chosen = vectors, lengths, chosen
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(..., d) for numbers (...)."""
+        at = rows if self._chosen is None else self._chosen[rows]
+        found = (self._vectors[at] / self._lengths[at][..., None]).astype(np.float32)
+        found += 0.0  # -0.0 becomes 0.0, so that equal rows have equal bytes
+        return found
+
+    def closest(self, rows: NDArray[np.int64], found: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """(m, count) of the candidates found (m, c), -1 for none, with the largest inner products; nothing is copied to be divided."""
+        if found.shape[1] <= count:
+            return found
+        at = found if self._chosen is None else self._chosen[found]
+        products = np.matmul(self._vectors[at], self(rows)[:, :, None])[:, :, 0] / self._lengths[at]
+        products[(found < 0) | (found == rows[:, None])] = -np.inf
+        return np.take_along_axis(found, np.argpartition(-products, count, axis=1)[:, :count], axis=1)
+
+    def __len__(self) -> int:
+        return len(self._vectors) if self._chosen is None else len(self._chosen)
 
 
 def nearest_neighbors(
     vectors: NDArray[np.float32], k: int, *, block: int = 2048, progress: Callable[[int], None] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k nearest other rows of every row.
+    """The k nearest other rows of every row, exact.
 
     vectors: (n, d) float32, any length but zero. Returns positions (n, k') int64 and cosine distances (n, k') float32 in [0, 2], with
     k' = min(k, n - 1): ascending, ties by position, never the row itself; its copies count, at distance exactly 0.
@@ -38,96 +89,127 @@ def nearest_neighbors(
     progress: called with the number of rows done. Memory: one copy of the vectors and `block` rows of candidates.
     Raises ValueError that names the rows if any is zero or not finite.
     """
-    n = len(vectors)
-    width = max(0, min(k, n - 1))
-    ids, distances = np.empty((n, width), np.int64), np.empty((n, width), np.float32)
-    unit = _unit_rows(vectors)
-    if width == 0:
-        return ids, distances
-    first, group = _distinct_rows(unit)
-    distinct = unit if len(first) == n else unit[first]
-    # Rows of each group of copies in ascending order; groups are numbered by their first row.
+    points, copies = _distinct(vectors)
+    found = _Answer(len(vectors), k, copies)
+    if not found.width:
+        return found.positions, found.distances
+    everything = points(np.arange(len(points)))
+    block = max(1, min(block, PRODUCTS // max(1, len(points))))
+    for start in range(0, len(points), block):
+        rows = np.arange(start, min(start + block, len(points)))
+        found.add(rows, *_search(everything, rows, min(k, len(points) - 1)))
+        if progress is not None:
+            progress(found.done)
+    return found.positions, found.distances
+
+
+def neighbor_graph(
+    vectors: NDArray[np.float32],
+    options: settings.Neighbors,
+    *,
+    cells: Cells | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Graph:
+    """The options.k nearest others of every row: exact up to options.exact_up_to rows, else from cells with options.recall.
+
+    vectors, progress and errors as of `nearest_neighbors`. Copies count once in the search, so all of them are found. cells: of an
+    earlier search, used as far as they go. Memory beyond the vectors and the answer: 1.3 kB a row.
+    """
+    if len(vectors) <= options.exact_up_to:
+        return Graph(*nearest_neighbors(vectors, options.k, progress=progress))
+    points, copies = _distinct(vectors)
+    n, k = len(points), min(options.k, len(points) - 1)
+    if n <= max(options.exact_up_to, 20 * options.k):  # mostly copies, or nearly all rows would be candidates
+        return Graph(*nearest_neighbors(vectors, options.k, progress=progress))
+    half = len(vectors) // 2
+    near = candidates(points, n, k, recall=options.recall, cells=cells, progress=lambda share: progress and progress(int(share * half)))
+    found = _Answer(len(vectors), options.k, copies)
+
+    def settle(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        return rows, *_settle(points, rows, points.closest(rows, near.positions[rows].astype(np.int64), k + SPARE), k)
+
+    step = max(1, RERANK_FLOATS // (near.positions.shape[1] * vectors.shape[1]))
+    # Cell by cell: rows that share candidates follow each other, so that most of what is gathered is still in the cache.
+    parts = [near.order[start : start + step] for start in range(0, n, step)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(parts), 64):
+            for rows, ids, distances in pool.map(settle, parts[start : start + 64]):
+                found.add(rows, ids, distances)
+            if progress is not None:
+                progress(half + int(found.done / len(vectors) * (len(vectors) - half)))
+    return Graph(found.positions, found.distances, near.recall, near.cells)
+
+
+def _distinct(vectors: NDArray[np.float32]) -> tuple[UnitRows, list[NDArray[np.int64]]]:
+    """The distinct unit rows, numbered by their first row, and for each the rows that equal it, ascending."""
+    lengths = _lengths(vectors)
+    first, group = _distinct_rows(UnitRows(vectors, lengths))
     members = np.argsort(group, kind="stable")
     ends = np.cumsum(np.bincount(group, minlength=len(first)))
-    copies = np.split(members, ends[:-1])
-    del unit
-    found = 0
-    for start in range(0, len(distinct), block):
-        rows = np.arange(start, min(start + block, len(distinct)))
-        near, far = _search(distinct, rows, min(k, len(distinct) - 1))
-        _expand(rows, near, far, copies, ids, distances)
-        found += sum(len(copies[row]) for row in rows)
-        if progress is not None:
-            progress(found)
-    return ids, distances
+    return UnitRows(vectors, lengths, None if len(first) == len(vectors) else first), np.split(members, ends[:-1])[: len(first)]
 
 
-def _unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A contiguous copy with rows of length 1. The lengths are float64: float32 squares overflow from 1e19 on."""
+def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     if vectors.ndim != 2:
         raise ValueError(f"vectors must be (n, d), not {vectors.shape}.")
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
         shown = ", ".join(map(str, bad[:10])) + (" ..." if len(bad) > 10 else "")
         raise ValueError(f"{len(bad)} of {len(vectors)} vectors are zero or not finite (rows {shown}). Leave them out.")
-    unit = np.empty(vectors.shape, np.float32)
-    for start in range(0, len(vectors), 4096):
-        unit[start : start + 4096] = vectors[start : start + 4096] / lengths[start : start + 4096, None]
-    unit += 0.0  # -0.0 becomes 0.0, so that equal rows have equal bytes
-    return unit
+    return lengths
 
 
-def _distinct_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct_rows(points: UnitRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First position of every distinct row (ascending), and for every row the number of its distinct row."""
     seen: dict[bytes, int] = {}
-    group = np.empty(len(rows), np.int64)
+    group = np.empty(len(points), np.int64)
     first: list[int] = []
-    for i, row in enumerate(rows):
-        group[i] = number = seen.setdefault(hashlib.blake2b(row.data, digest_size=16).digest(), len(seen))
-        if number == len(first):
-            first.append(i)
+    for start in range(0, len(points), 4096):
+        for i, row in enumerate(points(np.arange(start, min(start + 4096, len(points)))), start):
+            group[i] = number = seen.setdefault(hashlib.blake2b(row.data, digest_size=16).digest(), len(seen))
+            if number == len(first):
+                first.append(i)
     return np.array(first, np.int64), group
 
 
 def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k nearest other points of each row, settled: (len(rows), k) numbers and distances. Points are distinct unit rows."""
     asked = min(k + 1 + SPARE, len(points))
-    products, candidates = _candidates(points[rows], points, asked)
+    products, found = _products(points[rows], points, asked)
     near, far = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
     step = max(1, RERANK_FLOATS // (asked * points.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        near[part], far[part] = _settle(points, rows[part], candidates[part], k)
+        near[part], far[part] = _settle(points.__getitem__, rows[part], found[part], k)
     if asked < len(points):
-        # A point that faiss left out is at least as far as its last candidate, up to the noise.
+        # A point that was left out is at least as far as the last candidate, up to the noise.
         for i in np.flatnonzero(far[:, -1:].max(axis=1, initial=0) >= (1 - products[:, -1]) - NOISE):
             everything = 1 - points @ points[rows[i]]
             everything[rows[i]] = np.inf
             limit = np.partition(everything, k - 1)[k - 1] + 2 * NOISE
             chosen = np.flatnonzero(everything <= limit)
-            near[i], far[i] = (part[0] for part in _settle(points, rows[i : i + 1], chosen[None, :], k))
+            near[i], far[i] = (part[0] for part in _settle(points.__getitem__, rows[i : i + 1], chosen[None, :], k))
     return near, far
 
 
-def _candidates(queries: NDArray[np.float32], points: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The largest inner products of each query, descending, and whose they are: flat search, without a second copy of the points."""
-    import faiss
+def _products(queries: NDArray[np.float32], points: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The largest inner products of each query, descending, and whose they are. torch: faiss's product took five times as long here."""
+    import torch
 
-    products, numbers = faiss.knn(queries, points, count, metric=faiss.METRIC_INNER_PRODUCT)
-    return products, numbers.astype(np.int64)
+    top = (torch.from_numpy(queries) @ torch.from_numpy(points).T).topk(count, dim=1)
+    return top.values.numpy(), top.indices.numpy()
 
 
-def _settle(
-    points: NDArray[np.float32], rows: NDArray[np.int64], candidates: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k nearest of (m, c) candidates, the row itself excepted, by distance and then by number."""
-    step = max(1, RERANK_FLOATS // (len(rows) * points.shape[1]))
-    parts = [_distance(points[rows, None], points[candidates[:, at : at + step]]) for at in range(0, candidates.shape[1], step)]
+def _settle(take: Take, rows: NDArray[np.int64], found: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k nearest of (m, c) candidates, the row itself and -1 excepted, by distance and then by number."""
+    own = take(rows)[:, None]
+    step = max(1, RERANK_FLOATS // own.size)
+    parts = [_distance(own, take(found[:, at : at + step])) for at in range(0, found.shape[1], step)]
     distances = np.concatenate(parts, axis=1)
-    distances[candidates == rows[:, None]] = np.inf
-    order = np.lexsort((candidates, distances), axis=1)[:, :k]
-    return np.take_along_axis(candidates, order, 1), np.take_along_axis(distances, order, 1)
+    distances[(found == rows[:, None]) | (found < 0)] = np.inf
+    order = np.lexsort((found, distances), axis=1)[:, :k]
+    return np.take_along_axis(found, order, 1), np.take_along_axis(distances, order, 1)
 
 
 def _distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -139,22 +221,35 @@ def _distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.floa
     return result.clip(0, 2)
 
 
-def _expand(
-    rows: NDArray[np.int64],
-    near: NDArray[np.int64],
-    far: NDArray[np.float32],
-    copies: list[NDArray[np.int64]],
-    ids: NDArray[np.int64],
-    distances: NDArray[np.float32],
-) -> None:
-    """Write the answer for all copies of the distinct rows, from the neighbours among distinct rows."""
-    width = ids.shape[1]
-    for row, others, gaps in zip(rows, near, far, strict=True):
-        groups = [copies[row], *(copies[other] for other in others)]
+class _Answer:
+    """Neighbours of all rows, filled from those of the distinct rows. done: rows answered so far."""
+
+    def __init__(self, n: int, k: int, copies: list[NDArray[np.int64]]) -> None:
+        self.width, self.done = max(0, min(k, n - 1)), 0
+        self.positions, self.distances = np.empty((n, self.width), np.int64), np.empty((n, self.width), np.float32)
+        self._copies = copies
+        self._first = np.array([group[0] for group in copies], np.int64)
+        self._several = np.array([len(group) > 1 for group in copies], bool)
+
+    def add(self, rows: NDArray[np.int64], near: NDArray[np.int64], far: NDArray[np.float32]) -> None:
+        """Answer for all copies of the distinct rows, from their neighbours among distinct rows."""
+        alone = ~self._several[rows] & ~self._several[near].any(axis=1)
+        if near.shape[1] == self.width:
+            at = self._first[rows[alone]]
+            self.positions[at], self.distances[at] = self._first[near[alone]], far[alone]
+            self.done += len(at)
+        else:
+            alone[:] = False
+        for i in np.flatnonzero(~alone):
+            self._expand(rows[i], near[i], far[i])
+
+    def _expand(self, row: int, near: NDArray[np.int64], far: NDArray[np.float32]) -> None:
+        groups = [self._copies[row], *(self._copies[other] for other in near)]
         everyone = np.concatenate(groups)
-        gap = np.repeat(np.concatenate(([np.float32(0)], gaps)), [len(group) for group in groups])
-        order = np.lexsort((everyone, gap))[: width + 1]  # one more than needed: the row itself is among them or behind them
+        gap = np.repeat(np.concatenate(([np.float32(0)], far)), [len(group) for group in groups])
+        order = np.lexsort((everyone, gap))[: self.width + 1]  # one more than needed: the row itself is among them or behind them
         everyone, gap = everyone[order], gap[order]
-        for member in copies[row]:
-            kept = np.flatnonzero(everyone != member)[:width]
-            ids[member], distances[member] = everyone[kept], gap[kept]
+        for member in self._copies[row]:
+            kept = np.flatnonzero(everyone != member)[: self.width]
+            self.positions[member], self.distances[member] = everyone[kept], gap[kept]
+        self.done += len(self._copies[row])

@@ -176,9 +176,12 @@ def nearest(session: Session) -> Version:
     """Publish neighbors."""
     image_id, vectors = _vectors(session)
     with session.report.bar("Searching neighbours", len(image_id)) as advance:
-        positions, distances = neighbors.nearest_neighbors(vectors, session.settings.neighbors.k, progress=as_total(advance))
-    metrics = {"median nearest distance": float(np.median(distances[:, 0]))} if distances.size else {}
-    return session.publish_matrix("neighbors", _blocks(image_id, neighbor_ids=image_id[positions], distances=distances), metrics)
+        graph = neighbors.neighbor_graph(vectors, session.settings.neighbors, progress=as_total(advance))
+    metrics = {"recall on a sample": graph.recall, "partitions": len(graph.cells.centres) if graph.cells else 0}
+    if graph.distances.size:
+        metrics["median nearest distance"] = float(np.median(graph.distances[:, 0]))
+    columns = {"neighbor_ids": image_id[graph.positions], "distances": graph.distances}
+    return session.publish_matrix("neighbors", _blocks(image_id, **columns), metrics)
 
 
 def _neighbors(session: Session, image_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,139 @@
+"""The index against brute force: what it must find, what it measures of itself, and that it is the same every time."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from dq_assets.audit import cells
+from dq_assets.audit.neighbors import Graph, nearest_neighbors, neighbor_graph
+from dq_assets.settings import Neighbors
+
+INDEX = Neighbors(exact_up_to=0)
+
+
+def clustered(n: int = 4000, d: int = 200, seed: int = 0) -> np.ndarray:
+    """Clusters of very different size and width in 24 of 200 dimensions, and some noise in all."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, 24))
+    cluster = rng.choice(40, n, p=(1 / np.arange(1, 41)) / (1 / np.arange(1, 41)).sum())
+    hidden = centres[cluster] + rng.lognormal(-0.7, 0.4, 40)[cluster, None] * rng.standard_t(4, (n, 24))
+    return (hidden @ rng.normal(size=(24, d)) + 0.3 * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def shared(graph: Graph, vectors: np.ndarray, k: int = 10) -> float:
+    exact, _ = nearest_neighbors(vectors, k)
+    return float((graph.positions[:, :, None] == exact[:, None, :]).any(axis=2).mean())
+
+
+def test_the_measured_recall_is_what_was_asked_for_and_is_true() -> None:
+    vectors = clustered()
+    graph = neighbor_graph(vectors, INDEX)
+    assert graph.recall >= 0.98
+    assert shared(graph, vectors) == pytest.approx(graph.recall, abs=0.015)
+
+
+def test_what_is_found_is_in_order_at_the_distance_of_brute_force() -> None:
+    vectors = clustered()
+    graph = neighbor_graph(vectors, INDEX)
+    exact_ids, exact = nearest_neighbors(vectors, 10)
+    both = graph.positions == exact_ids
+    np.testing.assert_array_equal(graph.distances[both], exact[both])
+    assert (np.diff(graph.distances, axis=1) >= 0).all()
+    assert not (graph.positions == np.arange(len(vectors))[:, None]).any()
+    assert all(len(set(row)) == 10 for row in graph.positions.tolist())
+
+
+def test_all_copies_are_found_at_distance_zero() -> None:
+    vectors = clustered()
+    rng = np.random.default_rng(1)
+    chosen = rng.permutation(len(vectors))
+    vectors[chosen[:300]] = vectors[chosen[300:600]]
+    vectors[chosen[600:625]] = vectors[chosen[625]]  # more copies than k
+    graph = neighbor_graph(vectors, INDEX)
+    assert (graph.positions[chosen[:300], 0] == chosen[300:600]).all()
+    assert (graph.distances[chosen[:300], 0] == 0).all()
+    assert (graph.distances[chosen[600:626]] == 0).all()
+
+
+def test_vectors_without_structure_reach_the_recall_too() -> None:
+    vectors = np.random.default_rng(2).normal(size=(3000, 100)).astype(np.float32)
+    graph = neighbor_graph(vectors, INDEX)
+    assert graph.recall >= 0.98
+    assert shared(graph, vectors) >= 0.97
+
+
+def test_thousands_of_vectors_that_the_projection_cannot_tell_apart_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "PROJECTED", 2)
+    vectors = np.random.default_rng(3).normal(size=(3000, 40)).astype(np.float32)
+    vectors[:, 2:] *= 1e-6
+    vectors[:1500, :2] = [3, 4]
+    graph = neighbor_graph(vectors, INDEX)
+    assert graph.positions.min() >= 0
+    assert (graph.distances[:1500] < 1e-9).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    expected = neighbor_graph(clustered(2000), INDEX)
+    monkeypatch.setattr(os, "cpu_count", lambda: threads)
+    again = neighbor_graph(clustered(2000), INDEX)
+    np.testing.assert_array_equal(again.positions, expected.positions)
+    np.testing.assert_array_equal(again.distances, expected.distances)
+
+
+def test_cells_of_an_earlier_search_are_used_and_give_the_same_answer() -> None:
+    vectors = clustered(2500)
+    first = neighbor_graph(vectors, INDEX)
+    assert first.cells is not None
+    again = neighbor_graph(vectors, INDEX, cells=first.cells)
+    assert again.cells is not None
+    assert again.cells.digest() == first.cells.digest()
+    np.testing.assert_array_equal(again.positions, first.positions)
+    grown = neighbor_graph(np.concatenate([vectors, clustered(500, seed=9)]), INDEX, cells=first.cells)
+    assert grown.recall >= 0.98
+    np.testing.assert_array_equal(grown.cells.rotation if grown.cells else None, first.cells.rotation)
+
+
+def test_the_cell_of_a_vector_depends_on_nothing_but_the_vector() -> None:
+    points = clustered(3000)[:, :64]
+    centres = points[::50]
+    everyone = cells.nearest_centres(points, centres)
+    np.testing.assert_array_equal(cells.nearest_centres(points[1000:1001], centres), everyone[1000:1001])
+    np.testing.assert_array_equal(cells.nearest_centres(points[::-1].copy(), centres)[::-1], everyone)
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [np.ones((500, 8), np.float32), np.repeat(np.eye(30, dtype=np.float32), 40, axis=0), clustered(150)],
+    ids=["all identical", "mostly copies", "few"],
+)
+def test_where_nearly_all_rows_would_be_candidates_the_search_is_exact(vectors: np.ndarray) -> None:
+    graph = neighbor_graph(vectors, INDEX)
+    exact = nearest_neighbors(vectors, 10)
+    assert (graph.recall, graph.cells) == (1.0, None)
+    np.testing.assert_array_equal(graph.positions, exact[0])
+    np.testing.assert_array_equal(graph.distances, exact[1])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_tiny_sets_work(n: int) -> None:
+    graph = neighbor_graph(clustered(5)[:n], INDEX)
+    assert graph.positions.shape == (n, max(0, n - 1))
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf], ids=["zero", "nan", "inf"])
+def test_zero_and_non_finite_vectors_are_refused_by_name(value: float) -> None:
+    vectors = clustered(300)
+    vectors[7] = value
+    with pytest.raises(ValueError, match=r"1 of 300 vectors .*rows 7\)"):
+        neighbor_graph(vectors, INDEX)
+
+
+def test_progress_rises_and_ends_at_the_number_of_rows() -> None:
+    seen: list[int] = []
+    neighbor_graph(clustered(1500), INDEX, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1500
