@@ -1,7 +1,4 @@
-"""What does an exact neighbour graph with settled order cost, against scikit-learn's brute force and faiss's flat index?
-
-faiss is what `nearest_neighbors` searches with, so the difference to it is what settling ties and copies costs.
-"""
+"""What does an exact neighbour graph with settled order cost, against scikit-learn's brute force and faiss's flat index?"""
 
 from __future__ import annotations
 

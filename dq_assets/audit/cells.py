@@ -106,8 +106,8 @@ def candidates(
         centres = given[number] if number < len(given) else points[np.sort(rng.choice(n, max(1, n // size), replace=False))]
         # The first three partitions suffice for embeddings; vectors without structure need ever wider looks.
         budget = max(64 * size, 16 * kept) << max(0, (number - 3) // 2)
-        order, *found = _search(points, centres, budget, kept)
-        best = _merged(best, (found[0], found[1]), kept)
+        order, ids, values = _search(points, centres, budget, kept)
+        best = _merged(best, (ids, values), kept)
         used.append(centres)
         reached = float((nearest[:, :, None] == best[0][sample][:, None, :]).any(axis=2).mean())
         if progress is not None:
