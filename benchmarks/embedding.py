@@ -1,32 +1,76 @@
-"""How fast are images embedded, against the loop that one would write first, and against PyTorch's DataLoader?
+"""How fast are images embedded, against the loop that one would write first, and against what the parts allow?
 
 The same network, weights, preprocessing and batch size in all. The peers run it as timm gives it (batch norms not folded), with PIL,
 timm's own evaluation transform, and the allocator and OpenMP as they come. Loading the model is not counted.
+For each backend the same process measures the forward pass alone and decoding alone (reading, verifying, decoding, resizing), each on all
+cores, and the embeddings asset: both beside each other, and the vectors stored in a lake. If neither part ever waited for the other, the
+asset would make 1 / (1 / forward + 1 / decoding) images a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.harness import Benchmark, Clock, Row, Work, alternate, child, median
+from benchmarks.harness import Benchmark, Clock, Measured, Row, Work, alternate, child, median
 
 REPEATS = 3
 BATCH = 32
+BACKENDS = {
+    "OpenVINO, float32": ("openvino", "float32"),
+    "PyTorch, float32": ("torch", "float32"),
+    "OpenVINO, bfloat16": ("openvino", "bfloat16"),
+    "PyTorch, bfloat16": ("torch", "bfloat16"),
+}
 
 
-def ours(folder: str, n: int, out: str) -> dict[str, Any]:
-    """embed_files, as the asset calls it."""
+def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str) -> dict[str, Any]:
+    """Decoding alone, the forward pass alone, and the asset, in this order, on n images."""
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
     import numpy as np
 
     from benchmarks.images import files
-    from dq_assets.audit.encoder import Encoder, embed_files
+    from dq_assets import settings
+    from dq_assets.audit import encoder as encoding
+    from dq_assets.defs import stages
+    from dq_assets.defs.session import Session
+    from dq_assets.report.progress import LogReporter
+    from dq_assets.store.contents import read_vectors
+    from dq_assets.store.lake import Lake
 
-    paths, encoder = files(folder, n), Encoder()
-    with Clock() as clock:
-        batches = embed_files(paths, encoder, batch_size=BATCH, threads=0, max_pixels=10**8)
-        vectors = np.concatenate([batch.vectors for batch in batches])
-    return _answer(vectors, out, clock)
+    paths = files(folder, n)
+    encoder = encoding.Encoder(settings.Encoder(backend=backend, precision=precision), cache=Path(home))
+    stages.encoder.Encoder = lambda *_, **__: encoder  # loaded already
+    with TemporaryDirectory(dir=home) as root:
+        where = settings.Home(Path(root))
+        source = Path(root) / "images.csv"
+        source.write_text("path,label\n" + "".join(f"{path},{Path(path).parent.name}\n" for path in paths))
+        options = settings.Settings().with_values({"encoder.backend": backend, "encoder.precision": precision})
+        with Lake.open(where, options.store) as lake:
+            lake.ensure_dataset("bench")
+            session = Session(settings.Dataset("bench", str(source), settings=options), where, lake, LogReporter(lambda _: None))
+            stages.raw_manifest(session)
+            content = dict(zip(session.table("raw_manifest")["path"], session.table("raw_manifest")["content_sha256"], strict=True))
+            contents = [content[path] for path in paths]
+
+            def load(i: int) -> Any:
+                return encoding._load(paths[i], contents[i], encoder, options.images.max_pixels, options.images.memory_mb)
+
+            with Clock() as decoding, ThreadPoolExecutor(os.cpu_count()) as pool:
+                pixels = np.stack(list(pool.map(load, range(n))))
+            with Clock() as forward:
+                for start in range(0, n, BATCH):
+                    encoder(pixels[start : start + BATCH])
+            with Clock() as clock:
+                stages.embeddings(session)
+            vectors = read_vectors(lake, "bench", encoding.encoder_id(options.encoder), contents)
+    parts = {"decoding": decoding.seconds, "forward": forward.seconds}
+    return {**_answer(vectors, out, clock), **{f"{part} {key}": value for part, taken in parts.items() for key, value in taken.items()}}
 
 
 def plain_loop(folder: str, n: int, out: str) -> dict[str, Any]:
@@ -106,21 +150,43 @@ def _answer(vectors: Any, out: str, clock: Clock) -> dict[str, Any]:
 
 
 def run(size: int, work: Work) -> list[Row]:
-    """A row per way."""
+    """A row per way. CPU times of the DataLoader are without its workers, so it has none."""
     same = {"folder": str(work.images(size)), "n": size, "out": str(work.folder / "vectors.npy")}
-    names = {"embed_files": "ours", "PIL and torch, plain loop": "plain_loop", "PIL and torch, DataLoader": "data_loader"}
-    found = alternate({name: lambda of=function: child("embedding", of, **same) for name, function in names.items()}, REPEATS)
-    rate = {name: median(taken, "images") / median(taken, "seconds") for name, taken in found.items()}
-    return [
-        {
-            "way": name,
-            "images/s": rate[name],
-            "embed_files is faster by": rate["embed_files"] / rate[name],
-            "peak MB, main process": median(taken, "peak_mb"),
-            "least cosine to embed_files": median(taken, "least cosine"),
-        }
-        for name, taken in found.items()
-    ]
+    ways: dict[str, Callable[[], Measured]] = {
+        name: lambda b=backend, p=precision: child("embedding", "asset", **same, home=str(work.folder), backend=b, precision=p)
+        for name, (backend, precision) in BACKENDS.items()
+    }
+    ways["PIL and torch, plain loop"] = lambda: child("embedding", "plain_loop", **same)
+    ways["PIL and torch, DataLoader"] = lambda: child("embedding", "data_loader", **same)
+    found = alternate(ways, REPEATS)
+    plain = found["PIL and torch, plain loop"]
+    return [_row(name, taken, plain) for name, taken in found.items()]
+
+
+def _row(name: str, taken: list[Measured], plain: list[Measured]) -> Row:
+    """Ratios are medians over rounds: what is compared ran within one round."""
+    n = taken[0].answer["images"]
+    parts = name in BACKENDS
+
+    def rounds(ratio: Callable[[Row, Row], float]) -> float:
+        return statistics.median(ratio(ours.answer, theirs.answer) for ours, theirs in zip(taken, plain, strict=True))
+
+    def bound(key: str) -> float | None:
+        return rounds(lambda a, _: (a[f"forward {key}"] + a[f"decoding {key}"]) / a[key]) if parts else None
+
+    return {
+        "way": name,
+        "images/s": n / median(taken, "seconds"),
+        "CPU ms per image": 1000 * median(taken, "cpu_seconds") / n if "DataLoader" not in name else None,
+        "forward alone": n / median(taken, "forward seconds") if parts else None,
+        "decoding alone": n / median(taken, "decoding seconds") if parts else None,
+        "share of the bound": bound("seconds"),
+        "the same in CPU time": bound("cpu_seconds"),
+        "times the plain loop": rounds(lambda a, b: b["seconds"] / a["seconds"]),
+        "the same by CPU time": rounds(lambda a, b: b["cpu_seconds"] / a["cpu_seconds"]) if "DataLoader" not in name else None,
+        "peak MB, main process": median(taken, "peak_mb"),
+        "least cosine": median(taken, "least cosine"),
+    }
 
 
 BENCHMARK = Benchmark("embedding", "How fast are images embedded?", "images", {"quick": 100, "standard": 500, "large": 2_000}, run)

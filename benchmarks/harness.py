@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("dagster", "duckdb", "faiss-cpu", "numpy", "pillow", "polars", "scikit-learn", "timm", "torch")
+PACKAGES = ("dagster", "duckdb", "faiss-cpu", "numpy", "openvino", "pillow", "polars", "scikit-learn", "timm", "torch")
 
 Row = dict[str, Any]
 """One line of a table: column to value; all rows of a table have the same columns."""
