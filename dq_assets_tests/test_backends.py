@@ -236,6 +236,45 @@ def test_rows_on_a_gpu_are_a_power_of_two_that_fits(free: int, per_image: int, r
     assert rows_that_fit(free, per_image) == rows
 
 
+class PretendedGpu(TorchBackend):
+    """All that is done for a GPU, on the CPU."""
+
+    places = {"cuda": "cpu"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_the_way_of_a_gpu_gives_the_vectors_of_the_cpu(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+    released: list[bool] = []
+    for name, value in {"memory_allocated": 0, "max_memory_allocated": 4 << 20, "mem_get_info": (32 << 20, 0)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(True))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(len(tensor)), tensor)[1])
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    network = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    said: list[str] = []
+    gpu = PretendedGpu(network, SMALL, Engine("torch", "cuda", precision, "a test"), said.append)
+    assert (gpu.rows, gpu.passes, gpu.batch) == (8, 2, 16)  # a quarter of 32 MB in images of 1 MB
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 64, 64, 3), dtype=np.uint8)
+    del pinned[:]
+    expected = TorchBackend(network, SMALL, Engine("torch", "cpu", precision, "a test"))(pixels)
+    assert cosine(gpu(pixels), expected).min() > 1 - TOLERANCE[precision]
+    assert pinned == [8, 8, 5]  # as the batches are: nothing is padded
+    forward = gpu._forward
+
+    def scarce(pixels: NDArray[np.uint8]) -> torch.Tensor:
+        if len(pixels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(pixels)
+
+    gpu._forward = scarce  # type: ignore[method-assign]
+    assert cosine(gpu(pixels), expected).min() > 1 - TOLERANCE[precision]
+    assert said == ["8 images at once do not fit into memory; going on with 4."]
+    assert released == [True]
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_lite0_is_not_loaded_when_its_conversion_is_kept(cache: Path) -> None:
     Encoder(settings.Encoder(backend="openvino"), cache=cache)
     kept = OpenVINOBackend(lambda: pytest.fail("loaded"), LITE0, FLOAT32, encoder_id(settings.Encoder()), cache)

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,21 +95,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 class TorchBackend(Backend):
     """PyTorch in eager mode, channels last. On a GPU: pinned memory, copies beside the computation, as many rows as fit."""
 
+    places: ClassVar = {"cpu": "cpu", "cuda": "cuda"}
+    """PyTorch's name of a device of Engine. Tests run what is for a GPU on a CPU."""
+
     def __init__(self, network: torch.nn.Module, how: Preprocessing, engine: Engine, say: Say | None = None) -> None:
         import torch
 
         keep_freed_memory()
-        self._device = engine.device
-        self._lower = engine.precision == "bfloat16"
+        self._gpu, self._lower = engine.device == "cuda", engine.precision == "bfloat16"
+        self._device = self.places[engine.device]
         self._network = network.eval().to(self._device, memory_format=torch.channels_last)
         self._scale = tuple(
             torch.tensor(values, dtype=torch.float32, device=self._device).mul(255).view(1, 3, 1, 1) for values in (how.mean, how.std)
         )
-        on_cpu = self._device == "cpu"
-        if not on_cpu:  # TF32, the default of convolutions, keeps 10 bits: these would be other vectors under the name of float32
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        super().__init__(FORWARD_ROWS, 1 if on_cpu else 2, padded=on_cpu, say=say)
-        if not on_cpu:
+        super().__init__(FORWARD_ROWS, 2 if self._gpu else 1, padded=not self._gpu, say=say)
+        if self._gpu:  # TF32, the default of convolutions, keeps 10 bits: these would be other vectors under the name of float32
+            torch.backends.cudnn.allow_tf32 = False
             self.rows = self._rows_that_fit(how.input_size)
 
     def run(self, batches: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
@@ -124,7 +125,7 @@ class TorchBackend(Backend):
         """Give what the larger batch left back to the device."""
         import torch
 
-        if self._device != "cpu":
+        if self._gpu:
             torch.cuda.empty_cache()
 
     def _forward(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -132,7 +133,7 @@ class TorchBackend(Backend):
 
         mean, std = self._scale
         images = torch.from_numpy(pixels)
-        if self._device != "cpu":
+        if self._gpu:
             images = images.pin_memory().to(self._device, non_blocking=True)
         planes = images.permute(0, 3, 1, 2)  # NHWC permuted is channels_last already: nothing is copied
         with torch.autocast(self._device, torch.bfloat16, enabled=self._lower):

@@ -1,4 +1,4 @@
-"""Which backend, device and precision a dataset is embedded with (decision 8). The backends are in `dq_assets.audit.backends`.
+"""Which backend, device and precision a dataset is embedded with (decision 9). The backends are in `dq_assets.audit.backends`.
 
 In one precision all backends give the same vectors, within TOLERANCE, so precision is part of a vector's identity and the backend is not.
 """
