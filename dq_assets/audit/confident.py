@@ -24,6 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets import settings
+from dq_assets.audit.candidates import top_classes
 
 Codes = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -214,20 +215,7 @@ def _blocks(n: int, n_classes: int) -> Iterator[slice]:
 def _candidates(given: Codes, probs: Float, rows: Codes, learnable: Codes) -> tuple[NDArray[np.int32], Float]:
     """(c, m) classes and their probabilities: the given one, then the most probable other learnable ones."""
     width = max(min(learnable.size, MAX_CANDIDATES), 1)
-    classes = np.full((rows.size, width), -1, dtype=np.int32)
-    top = np.zeros((rows.size, width), dtype=np.float32)
-    for part in _blocks(rows.size, probs.shape[1]):
-        own = given[rows[part]]
-        at = np.arange(own.size)[:, None]
-        block = probs[rows[part]][:, learnable]
-        classes[part, 0], top[part, 0] = own, probs[rows[part], own]
-        block[at[:, 0], np.searchsorted(learnable, own)] = -1.0
-        if width > 1:
-            best = np.argpartition(-block, width - 2, axis=1)[:, : width - 1]
-            best.sort(axis=1)  # so that equal probabilities keep the order of the classes
-            best = best[at, np.argsort(-block[at, best], axis=1, kind="stable")]
-            classes[part, 1:], top[part, 1:] = learnable[best], block[at, best]
-    return classes, top
+    return top_classes(given, probs, rows, learnable, width)
 
 
 def _sharpened(top: Float, exponent: float) -> Double:
