@@ -244,6 +244,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "folds", "raw_manifest"),
             settings=("labels",),
+            algorithm=2,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

@@ -163,3 +163,39 @@ def test_fewer_rows_than_dimensions_give_the_probabilities_of_the_full_space(mon
     whole = oof_probabilities(vectors, labels, folds, 3)
     assert np.abs(small.probs - whole.probs).max() < 1e-3
     assert small.metrics["shrinkage"] == whole.metrics["shrinkage"]
+
+
+def test_a_thousand_classes_and_forty_percent_noise_are_scored_honestly() -> None:
+    rng = np.random.default_rng(4)
+    true = np.arange(4000) % 1000
+    centres = rng.normal(size=(1000, 64))
+    vectors = (centres[true] + rng.normal(size=(4000, 64)) * 0.3).astype(np.float32)
+    given = np.where(rng.random(4000) < 0.4, rng.integers(0, 1000, 4000), true)
+    result = oof_probabilities(vectors, given, np.arange(4000) // 1000, 1000)
+    assert_distributions(result.probs)
+    assert (result.probs.argmax(axis=1) == true).mean() > 0.6
+
+
+def test_a_class_that_is_all_in_one_fold_is_never_predicted_there_and_known_elsewhere() -> None:
+    vectors, labels, folds = blobs()
+    folds = np.where(labels == 2, 3, folds)
+    result = oof_probabilities(vectors, labels, folds, 3)
+    assert_distributions(result.probs)
+    assert result.probs[folds == 3][:, 2].max() == 0
+    assert len(result.metrics["log_loss_per_fold"]) == 5
+
+
+def test_float16_vectors_are_scored_as_float32_ones() -> None:
+    vectors, labels, folds = blobs()
+    half = oof_probabilities(vectors.astype(np.float16), labels, folds, 3)
+    assert_distributions(half.probs)
+    assert np.abs(half.probs - oof_probabilities(vectors, labels, folds, 3).probs).max() < 0.02
+
+
+def test_the_priors_of_the_classes_are_learnt() -> None:
+    rng = np.random.default_rng(5)
+    labels = np.where(rng.random(1000) < 0.8, 0, rng.integers(1, 3, 1000))
+    vectors = rng.normal(size=(1000, 8)).astype(np.float32)  # that say nothing of the class
+    metrics = oof_probabilities(vectors, labels, np.arange(1000) % 5, 3).metrics
+    assert metrics["prior_distance"] < 0.03
+    assert metrics["ece"] < 0.05

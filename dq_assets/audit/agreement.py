@@ -9,7 +9,7 @@ from dq_assets.audit.rows import Codes, Rows, blocks
 
 Metrics = dict[str, float | list[float]]
 N_BINS = 15
-"""Bins of equal width of the calibration curve."""
+"""Bins of equal width for the expected calibration error."""
 
 
 def agreement(probs: Rows, labels: Codes, folds: NDArray[np.integer], n_folds: int, *, order: Codes | None = None) -> Metrics:
@@ -19,13 +19,13 @@ def agreement(probs: Rows, labels: Codes, folds: NDArray[np.integer], n_folds: i
     they are in another order.
 
     log_loss: mean -log p of the given label, p at least 1e-7 (float32's resolution at 1). accuracy, accuracy_per_fold and
-    log_loss_per_fold. ece: expected calibration error of the most probable class (15 bins); calibration_confidence,
-    calibration_accuracy and calibration_share: that curve. prior_distance: half the sum of |mean probability - share of the
+    log_loss_per_fold. ece: expected calibration error of the most probable class (15 bins; `audit.calibration` has the curve).
+    prior_distance: half the sum of |mean probability - share of the
     labels| over the classes, in [0, 1]: 0 if the model has learnt how frequent the classes are.
     """
     n_classes = probs.shape[1]
     counts, right, loss = np.zeros(n_folds), np.zeros(n_folds), np.zeros(n_folds)
-    bins = np.zeros((3, N_BINS))
+    bins = np.zeros((2, N_BINS))
     predicted, given = np.zeros(n_classes), np.zeros(n_classes)
     for part in blocks(len(labels), n_classes):
         rows = np.flatnonzero(labels[part] >= 0)
@@ -40,7 +40,7 @@ def agreement(probs: Rows, labels: Codes, folds: NDArray[np.integer], n_folds: i
         right += np.bincount(fold, hit, n_folds)
         loss += np.bincount(fold, nats, n_folds)
         place = np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
-        bins += [np.bincount(place, weights, N_BINS) for weights in (confidence, hit, np.ones(rows.size))]
+        bins += [np.bincount(place, weights, N_BINS) for weights in (confidence, hit)]
         predicted += block.sum(axis=0, dtype=np.float64)
         given += np.bincount(own, minlength=n_classes)
     n, nan = counts.sum(), float("nan")
@@ -55,7 +55,4 @@ def agreement(probs: Rows, labels: Codes, folds: NDArray[np.integer], n_folds: i
         "prior_distance": float(np.abs(predicted - given).sum() / (2 * n)) if n else nan,
         "accuracy_per_fold": share(right, counts),
         "log_loss_per_fold": share(loss, counts),
-        "calibration_confidence": share(bins[0], bins[2]),
-        "calibration_accuracy": share(bins[1], bins[2]),
-        "calibration_share": share(bins[2], np.full(N_BINS, n)),
     }
