@@ -179,7 +179,7 @@ def test_groups_under_two_labels_come_first_and_the_keeper_leads() -> None:
     assert found is not None
     rows = cells(found)
     assert rows[1][0] == "label conflict"
-    assert rows[2] == ["→ **dog** 97%", "**dog**", "**cat**"]
+    assert rows[2] == ["→ **dog** (97%)", "**dog**", "**cat**"]
     assert rows[3] == ["2 copies", "keep, train", "wrong label"]
     assert rows[4] == ["", "3", "2"]
     assert rows[6][0] == "near"

@@ -64,7 +64,9 @@ def class_chart(sizes: pl.DataFrame) -> bytes:
     )
     labels = shown.filter(pl.col("total").is_not_null()).select("bar", "total")
     numbers = (
-        alt.Chart(alt.Data(values=labels.to_dicts())).mark_text(align="left", dx=4, fontSize=12).encode(y=y, x="total:Q", text="total:Q")
+        alt.Chart(alt.Data(values=labels.to_dicts()))
+        .mark_text(align="left", dx=4, fontSize=12)
+        .encode(y=y, x="total:Q", text=alt.Text("total:Q", format=","))
     )
     return png((bars + numbers).properties(width=WIDTH, height=max(20 * len(order), 44), title=title))
 
@@ -113,7 +115,7 @@ def reliability_chart(curve: Reliability) -> bytes:
     diagonal = (
         alt.Chart(alt.Data(values=[{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(color=GREY, strokeDash=[5, 4]).encode(x="x:Q", y="y:Q")
     )
-    y = alt.Y("agreement:Q", title="share that has this label", scale=zero_to_one, axis=axis)
+    y = alt.Y("agreement:Q", title="agreement with the given label", scale=zero_to_one, axis=axis)
     spread = base.mark_rule(color=BLUE, opacity=0.5, strokeWidth=2).encode(x=x, y="agreement_low:Q", y2="agreement_high:Q")
     line = base.mark_line(color=BLUE, strokeWidth=2, point=alt.OverlayMarkDef(color=BLUE, size=55)).encode(x=x, y=y)
     upper = (diagonal + spread + line).properties(width=WIDTH - 140, height=280)
@@ -129,7 +131,7 @@ def reliability_chart(curve: Reliability) -> bytes:
     )
     error = "" if curve.ece is None else f"Expected calibration error {curve.ece:.3f} over {curve.n:,} labelled images."
     meaning = "Above the dashed line the probabilities are too low, below it too high. Upright lines: 95% intervals."
-    title = _title("Reliability of the out-of-fold probabilities", error, meaning)
+    title = _title("Reliability of the probabilities, against the given labels", error, meaning)
     return png(alt.vconcat(upper, lower, spacing=12).properties(title=title))
 
 
@@ -167,7 +169,7 @@ def curation_chart(changes: pl.DataFrame) -> bytes:
         )
     )
     numbers = alt.Chart(alt.Data(values=sums.to_dicts())).mark_text(align="left", dx=4, fontSize=11)
-    numbers = numbers.encode(y=y, yOffset=offset, x="total:Q", text="total:Q")
+    numbers = numbers.encode(y=y, yOffset=offset, x="total:Q", text=alt.Text("total:Q", format=","))
     return png((bars + numbers).properties(width=WIDTH, height=max(38 * len(top), 44), title=title))
 
 
@@ -179,7 +181,7 @@ def _bars(rows: pl.DataFrame, name: str, count: str, *, title: Any, x_title: str
     y = _class_axis(name, rows[name].to_list())
     x = alt.X(f"{count}:Q", title=x_title, axis=alt.Axis(tickMinStep=1, grid=False))
     bars = base.mark_bar(color=BLUE, height=14).encode(y=y, x=x)
-    numbers = base.mark_text(align="left", dx=4, fontSize=12).encode(y=y, x=x, text=f"{count}:Q")
+    numbers = base.mark_text(align="left", dx=4, fontSize=12).encode(y=y, x=x, text=alt.Text(f"{count}:Q", format=","))
     return png((bars + numbers).properties(width=WIDTH - 140, height=max(21 * len(rows), 44), title=title))
 
 

@@ -100,7 +100,7 @@ def quality_gallery(properties: pl.DataFrame, manifest: pl.DataFrame, thumb: Thu
 def _group(rows: list[dict[str, Any]], thumb: Thumb) -> list[list[str]]:
     first = rows[0]
     facts = ["label conflict"] * bool(first["label_conflict"]) + ["across splits"] * bool(first["crosses_split"])
-    resolved = f"→ **{escaped(first['resolved_label'], LABEL)}** {_percent(first['confidence'])}" if first["label_conflict"] else ""
+    resolved = f"→ **{escaped(first['resolved_label'], LABEL)}** ({_percent(first['confidence'])})" if first["label_conflict"] else ""
     hidden = len(rows) - MAX_COPIES
     more = f"{len(rows)} copies" + (f", {hidden} not shown" if hidden > 0 else "")
     cards = [[", ".join(facts) or rows[-1]["kind"], resolved, more, ""]]

@@ -25,11 +25,13 @@ def escaped(text: str | None, most: int | None = None) -> str:
     """
     if text is None:
         return "*none*"
-    clean = _INVISIBLE.sub("\ufffd", text if most is None else clipped(text, most))
-    if not clean.strip():
-        return "*blank*"
-    parts = (_PUNCTUATION.sub(lambda mark: f"&#{ord(mark.group())};", part) for part in _LINKED.split(clean))
-    return "<!-- -->".join(parts)
+    clean = text if most is None else clipped(text, most)
+    return "<!-- -->".join(map(_references, _LINKED.split(clean))) if clean.strip() else "*blank*"
+
+
+def _references(text: str) -> str:
+    visible = _INVISIBLE.sub("\ufffd", text)
+    return _PUNCTUATION.sub(lambda mark: f"&#{ord(mark.group())};", visible)
 
 
 def clipped(text: str, most: int) -> str:
@@ -41,8 +43,8 @@ def clipped(text: str, most: int) -> str:
 
 
 def picture(data: bytes, kind: str, alt: str) -> str:
-    """An image as a data URI. kind: png or webp. alt: plain text, escaped here; shown where the image is not."""
-    return f"![{escaped(alt)}](data:image/{kind};base64,{base64.b64encode(data).decode()})"
+    """An image as a data URI. kind: png or webp. alt: any text, which is escaped; shown where the image is not."""
+    return f"![{_references(alt)}](data:image/{kind};base64,{base64.b64encode(data).decode()})"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

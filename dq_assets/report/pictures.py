@@ -20,11 +20,11 @@ from dq_assets.report.markdown import picture, table
 from dq_assets.report.thumbnails import Read, thumbnail
 from dq_assets.settings import Settings
 
-DRAWING = 2
+DRAWING = 3
 """Version of everything that is drawn. Raise it with a change of looks: pictures drawn before are then drawn anew."""
 
 MOST_BYTES = 120_000
-"""Most bytes of Markdown of one asset. They are kept with each materialization, so a year of nightly audits is 300 MB."""
+"""Most bytes of Markdown of one asset. They are kept with each materialization: at most 350 MB in a year of nightly audits."""
 
 TOP_CORRECTIONS = 15
 
@@ -80,10 +80,11 @@ def _oof_probs(drawing: Drawing) -> dict[str, str | None]:
 
 
 def _label_issues(drawing: Drawing) -> dict[str, str | None]:
-    issues, cut = drawing.source.table("label_issues"), drawing.source.settings.labels.flag_above
+    issues, options = drawing.source.table("label_issues"), drawing.source.settings.labels
+    cut = options.flag_above
     checked, estimate = issues["error_probability"].drop_nulls(), noise_estimate(issues)
     found: dict[str, str | None] = {"worst label issues": galleries.label_gallery(issues, drawing.manifest(), drawing.thumb)}
-    if estimate is not None:
+    if estimate is not None and options.filter_by == "ours":  # cleanlab's filters have no cut on this score
         chart = charts.histogram(
             tallies.score_bins(checked, cut),
             cut,
@@ -158,7 +159,7 @@ def _chart(image: bytes, alt: str) -> str:
 
 def _bins(curve: Reliability) -> str:
     """The curve in numbers."""
-    head = ["probability", "images", "mean probability", "agreement", "95 % interval"]
+    head = ["probability", "images", "mean probability", "agreement", "95% interval"]
     rows = (
         [f"{low:.2f} to {high:.2f}", f"{n:,}", f"{mean:.3f}", f"{share:.3f}", f"{lower:.3f} to {upper:.3f}"]
         for low, high, n, mean, share, lower, upper in curve.bins.iter_rows()
