@@ -18,11 +18,12 @@ def read_and_embed(folder: str) -> dict[str, Any]:
     from dq_assets.settings import Dataset, Settings
     from dq_assets.sources.folder import local_path
     from dq_assets.sources.listing import list_source
+    from dq_assets.sources.reading import Reader
 
     settings = Settings()
     with Clock() as clock:
         files = list_source(Dataset("bench", folder)).files
-        ok = sum((block["status"] == "ok").sum() for block in scan(files["uri"].to_list(), settings.images))
+        ok = sum((block["status"] == "ok").sum() for block in scan(files, settings.images, Reader(settings=settings.images)))
         batches = embed_files(
             [local_path(uri) for uri in files["uri"]],
             Encoder(),

@@ -93,6 +93,9 @@ def main() -> None:
 def audit(path: str, name: str | None, values: tuple[str, ...], **files: Path | None) -> int:
     """Audit PATH: a folder of class folders, or a CSV / Parquet manifest (path, label[, split, group]).
 
+    Also an s3://, gs:// or az:// address of either, an https:// address of a manifest, a .zip or .tar archive, and a Hugging Face
+    dataset on disk. See docs/inputs.md.
+
     The dataset is registered under its name, with its settings; from then on the Dagster UI shows, schedules and watches it.
     Run it again to re-audit what changed; options that are not given stay as they are registered. An interrupted audit goes on
     where it stopped.
@@ -107,6 +110,9 @@ def dataset_from(home: Home, path: str, name: str | None, values: tuple[str, ...
 
     Raises UserError for a name or a setting that is not valid.
     """
+    from dq_assets.sources.addresses import refuse_password
+
+    refuse_password(path)
     pairs = dict(value.partition("=")[::2] for value in values)
     absolute = path if "://" in path else str(Path(path).expanduser().absolute())
     chosen = name or _name_of(absolute)
@@ -233,6 +239,7 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
     Without TABLE every table is written. The image formats leave out what curation dropped.
     """
     from dq_assets.report.progress import TerminalReporter, as_total
+    from dq_assets.sources.reading import Reader
     from dq_assets.store.audits import audit_row
     from dq_assets.store.export import export_images, export_tables
     from dq_assets.store.lake import Lake
@@ -256,6 +263,7 @@ def export(name: str, out: Path, file_format: str, copy: bool, version: int | No
                     link=not copy,
                     include_review=dataset.settings.training.include_review,
                     progress=_bar_of_unknown_length(TerminalReporter(), "Exporting images", bars, as_total),
+                    reader=Reader.of(dataset),
                 )
     for what, n in counts.items():
         click.echo(f"{what:<28} {n:>10,}")

@@ -142,6 +142,7 @@ TABLES: dict[str, Table] = {
                 Column("mode", "VARCHAR", "Colour mode of the file: RGB, L, P, CMYK ...", True),
                 Column("bytes", "BIGINT", "File size; null if the file is missing.", True, low=0),
                 Column("mtime", "DOUBLE", "Modification time, seconds since 1970.", True),
+                Column("etag", "VARCHAR", "The source's own mark of a change: an ETag, a zip member's CRC; null for local files.", True),
                 Column("status", "VARCHAR", "What became of the file.", values=STATUSES),
                 Column("reason", "VARCHAR", "Why the status is not ok, or a note (wrong suffix, repeated row); else null.", True),
             ),

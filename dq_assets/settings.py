@@ -62,7 +62,11 @@ class Images:
         "Megabytes that decoding may hold, all threads together. An image that alone needs more has too many pixels.",
         low=64,
     )
+    max_bytes: int = setting(
+        256_000_000, "Most bytes of a file in a bucket, archive or table or on the web; one with more is too_large and not read.", low=1
+    )
     threads: int = setting(0, "Threads that read and decode; 0 is one per core.", low=0)
+    connections: int = setting(16, "Remote files that are asked for at once.", low=1, high=256)
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class Settings:
 
         So are backend and precision of the encoder: where they change vectors, the encoder's identity, which is hashed beside, says so.
         """
-        neutral = {"threads", "batch_size", "block_size", "backend", "precision"}
+        neutral = {"threads", "connections", "batch_size", "block_size", "backend", "precision"}
         chosen = {s: {k: v for k, v in dataclasses.asdict(getattr(self, s)).items() if k not in neutral} for s in sections}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -287,7 +287,8 @@ def test_an_empty_folder_is_an_error_that_says_what_else_was_there(root: Path) -
     ("path", "says"),
     [
         ("nothing/here", "No such file or directory"),
-        ("s3://bucket/photos", "is not a local path"),
+        ("ftp://host/photos", r"of no kind that can be read.*s3://"),
+        ("https://host/photos", "the web has no folders"),
         ("notes.txt", "neither a folder nor"),
         ("pipe.csv", "neither a folder nor"),
         ("notes.txt/x", "Not a directory"),

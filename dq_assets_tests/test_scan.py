@@ -17,8 +17,10 @@ from dq_assets.schema import STATUSES, TABLES
 from dq_assets.settings import Dataset, Images, Quality
 from dq_assets.sources.layout import Listing
 from dq_assets.sources.listing import list_source
+from dq_assets.sources.reading import Reader
 
 SETTINGS = Images(threads=2)
+READER = Reader()
 NOTHING_KNOWN = pl.DataFrame(schema=RECORD_SCHEMA)
 
 
@@ -45,7 +47,7 @@ def audited(path: Path, known: pl.DataFrame = NOTHING_KNOWN) -> tuple[pl.DataFra
     """As the assets do it: raw_manifest, image_properties, and how many files were read."""
     files = listed(path).files
     todo = unread(files, known)
-    records = pl.concat([known, *scan(todo["uri"].to_list(), SETTINGS)])
+    records = pl.concat([known, *scan(todo, SETTINGS, READER)])
     image_ids = files.select("path", image_id=pl.int_range(pl.len(), dtype=pl.Int64))
     return *manifest_and_properties(files, records, image_ids, Quality()), len(todo)
 
@@ -81,19 +83,19 @@ def test_a_dataset_without_one_readable_image_has_an_empty_table_of_properties(r
 def test_blocks_have_one_schema_and_keep_the_order(root: Path) -> None:
     for n in range(7):
         photo(root / f"{n}.png", n) if n % 3 else (root / f"{n}.png").write_bytes(b"")
-    uris = listed(root).files["uri"].to_list()
-    blocks = list(scan(uris, SETTINGS, block=3))
+    files = listed(root).files
+    blocks = list(scan(files, SETTINGS, READER, block=3))
     assert [len(block) for block in blocks] == [3, 3, 1]
     assert all(dict(block.schema) == RECORD_SCHEMA for block in blocks)
-    assert pl.concat(blocks)["uri"].to_list() == uris
-    assert list(scan([], SETTINGS)) == []
+    assert pl.concat(blocks)["uri"].to_list() == files["uri"].to_list()
+    assert list(scan(files.clear(), SETTINGS, READER)) == []
 
 
 def test_the_number_of_threads_changes_nothing(root: Path) -> None:
     for n in range(6):
         photo(root / f"{n}.png", n)
-    uris = listed(root).files["uri"].to_list()
-    one, many = (pl.concat(scan(uris, Images(threads=threads))) for threads in (1, 5))
+    files = listed(root).files
+    one, many = (pl.concat(scan(files, Images(threads=threads), READER)) for threads in (1, 5))
     assert one.equals(many)
 
 
@@ -192,7 +194,7 @@ def test_a_file_that_vanishes_between_listing_and_reading_is_missing_and_has_no_
     photo(root / "1.png", 1)
     files = listed(root).files
     (root / "1.png").unlink()
-    records = pl.concat(scan(files["uri"].to_list(), SETTINGS))
+    records = pl.concat(scan(files, SETTINGS, READER))
     image_ids = pl.DataFrame({"path": ["0.png", "1.png", "old.png"], "image_id": [4, 2, 3]})
     manifest, properties = manifest_and_properties(files, records, image_ids, Quality())
     assert manifest.select("image_id", "path", "status", "bytes", "mtime").row(0) == (2, "1.png", "missing", None, None)
@@ -215,10 +217,20 @@ def test_only_records_of_the_bytes_spare_a_reading(root: Path, status: str) -> N
 def test_a_record_of_other_bytes_or_of_another_time_spares_nothing(root: Path) -> None:
     photo(root / "0.png")
     files = listed(root).files
-    known = pl.concat(scan(files["uri"].to_list(), SETTINGS))
+    known = pl.concat(scan(files, SETTINGS, READER))
     assert unread(files, known).is_empty()
-    for change in (pl.col("bytes") + 1, pl.col("mtime") + 1, pl.col("uri") + "x"):
+    for change in (pl.col("bytes") + 1, pl.col("mtime") + 1, pl.col("uri") + "x", pl.lit("v2").alias("etag")):
         assert len(unread(files, known.with_columns(change))) == 1
+
+
+def test_a_size_that_the_listing_does_not_know_is_not_compared_and_a_file_without_any_mark_is_read_again(root: Path) -> None:
+    photo(root / "0.png")
+    files = listed(root).files
+    known = pl.concat(scan(files, SETTINGS, READER))
+    nothing = pl.lit(None)
+    assert unread(files.with_columns(bytes=nothing.cast(pl.Int64)), known).is_empty()
+    unmarked = {"mtime": nothing.cast(pl.Float64), "etag": nothing.cast(pl.String)}
+    assert len(unread(files.with_columns(**unmarked), known.with_columns(**unmarked))) == 1
 
 
 def test_two_paths_of_one_file_are_two_rows_of_one_content(root: Path) -> None:

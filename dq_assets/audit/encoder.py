@@ -30,6 +30,7 @@ from dq_assets.audit.networks import DEFAULT_MODEL, fold_batch_norm, lite0_weigh
 from dq_assets.audit.pixels import LITE0, Preprocessing, decode, preprocess
 from dq_assets.audit.process import wait_without_spinning
 from dq_assets.settings import UserError
+from dq_assets.sources.folder import read_file
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +139,7 @@ def embed_files(
     max_pixels: int,
     memory_mb: int = settings.Images.memory_mb,
     content_sha256: Sequence[str] | None = None,
+    read: Callable[[str], bytes] = read_file,
 ) -> Iterator[EmbeddedBatch]:
     """Vectors of image files, in order, in batches of `batch_size` (0: what the encoder takes at once, at least LEAST_BATCH).
 
@@ -146,13 +148,14 @@ def embed_files(
     Memory does not grow with the number of files: at most PREFETCH batches are decoded ahead. A file that cannot be read or decoded,
     or whose vector is not finite, is a failure of its batch and ends nothing. Closing the generator ends its threads.
     content_sha256: what each file's bytes should be; other bytes are a failure, so that no vector is stored under a content it is not of.
+    read: what gives the bytes of an entry of `paths`, which then may be addresses.
     """
     size = batch_size or max(LEAST_BATCH, encoder.batch)
     expected: Sequence[str | None] = content_sha256 if content_sha256 is not None else [None] * len(paths)
 
     def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8] | str]]]:
         rows = range(start, min(start + size, len(paths)))
-        return start, [pool.submit(_load, paths[row], expected[row], encoder, max_pixels, memory_mb) for row in rows]
+        return start, [pool.submit(_load, read, paths[row], expected[row], encoder, max_pixels, memory_mb) for row in rows]
 
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="decode")
     try:
@@ -166,13 +169,14 @@ def embed_files(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(path: str, expected: str | None, encoder: Encoder, max_pixels: int, memory_mb: int) -> NDArray[np.uint8] | str:
+def _load(
+    read: Callable[[str], bytes], path: str, expected: str | None, encoder: Encoder, max_pixels: int, memory_mb: int
+) -> NDArray[np.uint8] | str:
     """The preprocessed pixels of a file, or in one line why there are none."""
     from dq_assets.audit.decoding import DECODE_ERRORS
-    from dq_assets.sources.folder import read_file
 
     try:
-        data = read_file(path)
+        data = read(path)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             return "its bytes changed since it was scanned"
         return encoder.decode(data, max_pixels=max_pixels, memory_mb=memory_mb)

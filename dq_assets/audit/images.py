@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -70,27 +71,36 @@ class ImageRecord:
     quality: dict[str, float] | None = None
 
 
-def inspect(path: str, settings: Images) -> ImageRecord:
+def inspect(path: str, settings: Images, root: str | None = None) -> ImageRecord:
     """Read and judge one file. `path` is decoded as by os.fsdecode. Never raises for a bad file: its status and reason tell.
 
-    Links are followed. Only regular files are opened. width and height are those after EXIF orientation, but for
-    too_large those of the header. An ok image has a reason only as a note: wrong suffix, animated, decoded reduced.
+    Links are followed, but with a `root` not out of it. Only regular files are opened. width and height are those after EXIF
+    orientation, but for too_large those of the header. An ok image has a reason only as a note: wrong suffix, animated, decoded reduced.
     A file larger than images.memory_mb, or than any image of max_pixels can be, is too_large and not read (so it has no content_sha256).
     """
     record = ImageRecord()
     try:
         info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):
-            return replace(record, mtime=info.st_mtime, status="not_regular", reason=_kind_of_file(info.st_mode))
-        record = replace(record, bytes=info.st_size, mtime=info.st_mtime)
-        too_large = _too_many_bytes(info.st_size, settings)
-        if too_large is not None:
-            return replace(record, status="too_large", reason=too_large)
-        turn: AbstractContextManager[object] = _one_big_file if info.st_size > BIG_FILE else nullcontext()
-        with turn:
-            return _describe(record, [read_file(path)], os.path.splitext(path)[1].lower(), settings)
-    except (OSError, ValueError, MemoryError) as error:
+        info = os.stat(path)
+    except (OSError, ValueError) as error:
         return replace(record, status=_status_of(error), reason=_one_line(error))
+    if not stat.S_ISREG(info.st_mode):
+        return replace(record, mtime=info.st_mtime, status="not_regular", reason=_kind_of_file(info.st_mode))
+    record = replace(record, bytes=info.st_size, mtime=info.st_mtime)
+    too_large = _too_many_bytes(info.st_size, settings)
+    if too_large is not None:
+        return replace(record, status="too_large", reason=too_large)
+    return inspect_bytes(lambda: read_file(path, root), record, path, settings)
+
+
+def inspect_bytes(read: Callable[[], bytes], listed: ImageRecord, name: str, settings: Images) -> ImageRecord:
+    """Judge what `read` gives, or why it gives nothing. listed: what is known of the file without reading it; name: for its suffix."""
+    turn: AbstractContextManager[object] = _one_big_file if (listed.bytes or 0) > BIG_FILE else nullcontext()
+    try:
+        with turn:
+            return _describe(listed, [read()], os.path.splitext(name)[1].lower(), settings)
+    except (OSError, ValueError, MemoryError) as error:
+        return replace(listed, status=_status_of(error), reason=_one_line(error))
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -206,7 +216,8 @@ def _status_of(error: Exception) -> str:
     no_such_name = isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR))
     if isinstance(error, FileNotFoundError) or no_such_name:
         return "missing"
-    return "not_regular" if isinstance(error, OSError) and error.errno == errno.ENOTSUP else "unreadable"
+    statuses = {errno.ENOTSUP: "not_regular", errno.EFBIG: "too_large"}
+    return statuses.get(error.errno or 0, "unreadable") if isinstance(error, OSError) else "unreadable"
 
 
 def _kind_of_file(mode: int) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from dq_assets.audit.agreement import agreement
 from dq_assets.audit.rows import Codes, Float, NpyRows, blocks
 from dq_assets.settings import Dataset, UserError
+from dq_assets.sources.listing import is_manifest, root_of
 from dq_assets.sources.manifests import manifest_paths, resolve_path
 
 TOLERANCE = 1e-3
@@ -53,8 +54,8 @@ def identity(dataset: Dataset) -> str:
     assert dataset.pred_probs is not None
     file = Path(dataset.pred_probs)
     parts = [_sha256(file)]
-    if file.suffix.lower() == ".npy" and Path(dataset.path).is_file():
-        parts.append(_sha256(Path(dataset.path)))
+    if file.suffix.lower() == ".npy" and is_manifest(dataset.path):
+        parts += manifest_paths(dataset.path)
     return " ".join(parts)
 
 
@@ -143,8 +144,8 @@ def _open_npy(file: Path) -> NpyRows:
 
 def _npy_order(n: int, dataset: Dataset, paths: Sequence[str], ok_paths: list[str], file: Path) -> Codes:
     """(images,) the row of each readable image. The file has a row for every file of the dataset, or for the readable ones."""
-    if Path(dataset.path).is_file():
-        listed, what = manifest_paths(Path(dataset.path)), "row of the manifest, in its order"
+    if is_manifest(dataset.path):
+        listed, what = manifest_paths(dataset.path), "row of the manifest, in its order"
     else:
         listed, what = sorted(paths, key=_folder_order), "file, by folder and then by name"
     first_row: dict[str, int] = {}
@@ -191,7 +192,7 @@ def _laid_out(file: Path, dataset: Dataset, paths: list[str], class_names: Seque
     opened = _open_parquet(file)
     columns = _columns(opened.schema_arrow, class_names, file)
     position = {path: row for row, path in enumerate(paths)}
-    root = os.path.abspath(dataset.path if Path(dataset.path).is_dir() else os.path.dirname(dataset.path))
+    root = root_of(dataset.path)
     folder = os.path.abspath(file.parent)
     target = scratch / "pred_probs.npy"
     n_classes = len(class_names)

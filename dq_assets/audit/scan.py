@@ -1,7 +1,7 @@
 """Scanning: reading every new or changed file once, and nothing twice.
 
 One decode gives the hashes, the size, the perceptual hash and the quality scores. What an earlier scan already knows of a
-file with the same address, size and modification time is used again.
+file with the same address, size, modification time and ETag is used again.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import islice
 
 import numpy as np
 import polars as pl
 
-from dq_assets.audit.images import ImageRecord, inspect
+from dq_assets.audit.images import ImageRecord, inspect, inspect_bytes
 from dq_assets.audit.quality import image_properties
 from dq_assets.schema import QUALITY_CHECKS
 from dq_assets.settings import Images, Quality
 from dq_assets.sources.folder import local_path
 from dq_assets.sources.layout import REPEATED
+from dq_assets.sources.reading import Reader
 
 PIXEL_CHECKS = tuple(check for check in QUALITY_CHECKS if check != "odd_size")
 """Checks of one image alone; odd_size needs the whole dataset."""
@@ -35,6 +35,7 @@ RECORD_SCHEMA = {
     "mode": pl.String,
     "bytes": pl.Int64,
     "mtime": pl.Float64,
+    "etag": pl.String,
     "status": pl.String,
     "reason": pl.String,
     "phash": pl.String,
@@ -54,31 +55,43 @@ def known_records(manifest: pl.DataFrame, properties: pl.DataFrame) -> pl.DataFr
 
 
 def unread(files: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    """The files that no record with the same address, size and modification time covers.
+    """The files that no record with the same address, size, modification time and ETag covers.
 
-    A record that says nothing about the bytes covers none: what changes with a permission or a disk's fault is not the time.
+    A record that says nothing about the bytes covers none: what changes with a permission or a disk's fault is not the time. A file
+    with neither time nor ETag is read each time. A size that the listing does not know is not compared.
     """
     says_nothing = pl.col("status").is_in(RECHECKED) | ((pl.col("status") == "unreadable") & pl.col("content_sha256").is_null())
-    return files.filter(pl.col("status").is_null()).join(
-        known.filter(~says_nothing), on=["uri", "bytes", "mtime"], how="anti", maintain_order="left"
-    )
+    marked = pl.col("mtime").is_not_null() | pl.col("etag").is_not_null()
+    facts = known.filter(~says_nothing & marked).select("uri", "mtime", "etag", bytes_known="bytes")
+    same_size = pl.col("bytes").is_null() | pl.col("bytes").eq_missing(pl.col("bytes_known"))
+    covered = files.join(facts, on=["uri", "mtime", "etag"], nulls_equal=True).filter(same_size)
+    return files.filter(pl.col("status").is_null()).join(covered.select("uri"), on="uri", how="anti", maintain_order="left")
 
 
-def scan(uris: list[str], settings: Images, *, block: int = 1024) -> Iterator[pl.DataFrame]:
-    """Read files in threads; yield blocks of records with RECORD_SCHEMA, in order. Bad files become rows."""
+def scan(files: pl.DataFrame, settings: Images, reader: Reader, *, block: int = 1024) -> Iterator[pl.DataFrame]:
+    """Read files in threads; yield blocks of records with RECORD_SCHEMA, in order. Bad files become rows.
+
+    files: uri, bytes, mtime and etag as listed.
+    """
     threads = settings.threads or os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        remaining = iter(uris)
-        while chunk := list(islice(remaining, block)):
+    listed = files.select("uri", "bytes", "mtime", "etag")
+    with ThreadPoolExecutor(threads) as pool, reader.ahead(listed["uri"].to_list(), listed["bytes"].to_list()) as read:
+
+        def look(uri: str, size: int | None, mtime: float | None, etag: str | None) -> dict[str, object]:
+            if uri.startswith("file://"):
+                return _row(uri, etag, inspect(local_path(uri), settings, reader.root))
+            # The listing's facts and not those of the moment: a file that changes in between is read again by the next audit.
+            return _row(uri, etag, inspect_bytes(lambda: read(uri), ImageRecord(bytes=size, mtime=mtime), uri, settings))
+
+        for chunk in listed.iter_slices(block):
             # One block at a time is in flight, so memory does not grow with the number of files.
-            records = pool.map(lambda uri: inspect(local_path(uri), settings), chunk)
-            yield pl.DataFrame([_row(uri, record) for uri, record in zip(chunk, records, strict=True)], schema=RECORD_SCHEMA, orient="row")
+            yield pl.DataFrame(list(pool.map(look, *chunk.get_columns())), schema=RECORD_SCHEMA, orient="row")
 
 
-def _row(uri: str, record: ImageRecord) -> dict[str, object]:
+def _row(uri: str, etag: str | None, record: ImageRecord) -> dict[str, object]:
     values = asdict(record)
     quality = values.pop("quality") or {}
-    return {"uri": uri, **values, **{f"{check}_score": quality.get(check) for check in PIXEL_CHECKS}}
+    return {"uri": uri, "etag": etag, **values, **{f"{check}_score": quality.get(check) for check in PIXEL_CHECKS}}
 
 
 def manifest_and_properties(
@@ -101,6 +114,7 @@ def manifest_and_properties(
         status=pl.coalesce("status", "status_read"),
         bytes=pl.when(to_read).then("bytes_read").otherwise("bytes"),
         mtime=pl.when(to_read).then("mtime_read").otherwise("mtime"),
+        etag=pl.when(to_read).then("etag_read").otherwise("etag"),
         reason=pl.when(note != "").then(note),
     ).sort("image_id")
     fine = manifest.filter(pl.col("status") == "ok")
@@ -119,4 +133,4 @@ def manifest_and_properties(
 _NOTE = "(^|; )" + REPEATED.format(r"\d+") + "$"
 """The listing's own note at the end of a published reason; the listing says it anew."""
 
-_MANIFEST_READ = ("content_sha256", "pixel_hash", "width", "height", "format", "mode", "bytes", "mtime", "status", "reason")
+_MANIFEST_READ = ("content_sha256", "pixel_hash", "width", "height", "format", "mode", "bytes", "mtime", "etag", "status", "reason")

@@ -73,9 +73,11 @@ def schedules(dataset: Dataset) -> Sequence[dg.ScheduleDefinition]:
 
 
 def partition_changes(listing: Listing, audited: pl.DataFrame) -> Changes:
-    """Files of the listing against the audited raw_manifest, by path, size, time, label, split and group."""
-    facts = ["bytes", "mtime", "given_label", "split", "group"]
+    """Files of the listing against the audited raw_manifest, by path, size, time, ETag, label, split and group."""
+    facts = ["bytes", "mtime", "etag", "given_label", "split", "group"]
     both = listing.files.select("path", *facts).join(audited.select("path", *facts), on="path", how="inner", suffix="_audited")
+    # A listing that does not know the sizes says nothing of them.
+    both = both.with_columns(bytes=pl.coalesce("bytes", "bytes_audited"))
     differs = pl.any_horizontal(pl.col(fact).ne_missing(pl.col(f"{fact}_audited")) for fact in facts)
     return Changes(len(listing.files) - len(both), both.filter(differs).height, len(audited) - len(both))
 

@@ -17,7 +17,7 @@ import numpy as np
 from dq_assets.defs.session import Session
 from dq_assets.report.pictures import DRAWING, DRAWN, Drawing, pictures
 from dq_assets.schema import TABLES
-from dq_assets.sources.folder import local_path, read_file
+from dq_assets.sources.reading import Reader
 from dq_assets.store.tables import matrix_blocks
 
 
@@ -45,7 +45,7 @@ def _drawn(session: Session, table: str) -> dict[str, str]:
     if file.exists():
         kept: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
         return kept
-    found = pictures(table, Drawing(session, _read, lambda: _probabilities(session)))
+    found = pictures(table, Drawing(session, Reader.of(session.dataset).read, lambda: _probabilities(session)))
     folder.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".tmp")
     draft.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
@@ -66,10 +66,6 @@ def _key(session: Session, table: str) -> str:
         session.settings.digest("images", *TABLES[table].settings),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _read(uri: str) -> bytes:
-    return read_file(local_path(uri))
 
 
 def _probabilities(session: Session) -> Iterator[tuple[np.ndarray, np.ndarray]]:

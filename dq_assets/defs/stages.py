@@ -36,8 +36,9 @@ from dq_assets.audit.decoding import decode_rgb
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
-from dq_assets.sources.folder import local_path, read_file
+from dq_assets.sources.addresses import shown_uri
 from dq_assets.sources.listing import list_source
+from dq_assets.sources.reading import Reader
 from dq_assets.store import audits
 from dq_assets.store.contents import borrow_vectors, compared_pairs, embedded_content, read_vectors
 from dq_assets.store.scratch import ScanScratch
@@ -64,7 +65,7 @@ def raw_manifest(session: Session) -> tuple[Version, Version]:
         known = pl.concat([scan.known_records(session.table("raw_manifest"), session.table("image_properties")), known])
     todo = scan.unread(listing.files, known)
     with session.report.bar("Reading images", len(todo)) as advance:
-        for block in scan.scan(todo["uri"].to_list(), session.settings.images):
+        for block in scan.scan(todo, session.settings.images, Reader.of(session.dataset)):
             scratch.add(block)
             advance(len(block))
     records = pl.concat([known, scratch.read(scan.RECORD_SCHEMA)])
@@ -97,7 +98,7 @@ def embeddings(session: Session) -> Version:
     """Embed every content that has no vector yet; one commit per block, so a killed run goes on where it stopped."""
     name, settings = session.dataset.name, session.settings
     identity = encoder.encoder_id(settings.encoder)
-    contents = session.fine("uri", "content_sha256").unique("content_sha256", keep="first", maintain_order=True)
+    contents = session.fine("uri", "content_sha256", "bytes").unique("content_sha256", keep="first", maintain_order=True)
     wanted = set(contents["content_sha256"]) - embedded_content(session.lake, name, identity)
     n_borrowed = borrow_vectors(session.lake, name, identity, wanted)
     have = embedded_content(session.lake, name, identity)
@@ -125,26 +126,28 @@ def _embedded_blocks(
 ) -> Iterator[tuple[pl.DataFrame, list[str]]]:
     """(content_sha256 and vector, failures) of about encoder.block_size images at a time."""
     options, images = session.settings.encoder, session.settings.images
-    paths, shas = [local_path(uri) for uri in todo["uri"]], todo["content_sha256"]
-    batches = encoder.embed_files(
-        paths,
-        network,
-        batch_size=options.batch_size,
-        threads=images.threads,
-        max_pixels=images.max_pixels,
-        memory_mb=images.memory_mb,
-        content_sha256=shas.to_list(),
-    )
+    uris, shas = todo["uri"].to_list(), todo["content_sha256"]
     parts: list[pl.DataFrame] = []
     failed: list[str] = []
-    for batch in batches:
-        vectors = pl.Series("vector", batch.vectors, dtype=pl.Array(pl.Float32, batch.vectors.shape[1])).cast(pl.List(pl.Float32))
-        parts.append(pl.DataFrame({"content_sha256": shas.gather(batch.positions), "vector": vectors}))
-        failed += [f"{paths[position]!r} ({reason})" for position, reason in batch.failures.items()]
-        advance(len(batch.positions) + len(batch.failures))
-        if sum(map(len, parts)) >= options.block_size:
-            yield pl.concat(parts), failed
-            parts, failed = [], []
+    with Reader.of(session.dataset).ahead(uris, todo["bytes"].to_list()) as read:
+        batches = encoder.embed_files(
+            uris,
+            network,
+            batch_size=options.batch_size,
+            threads=images.threads,
+            max_pixels=images.max_pixels,
+            memory_mb=images.memory_mb,
+            content_sha256=shas.to_list(),
+            read=read,
+        )
+        for batch in batches:
+            vectors = pl.Series("vector", batch.vectors, dtype=pl.Array(pl.Float32, batch.vectors.shape[1])).cast(pl.List(pl.Float32))
+            parts.append(pl.DataFrame({"content_sha256": shas.gather(batch.positions), "vector": vectors}))
+            failed += [f"{shown_uri(uris[position])} ({reason})" for position, reason in batch.failures.items()]
+            advance(len(batch.positions) + len(batch.failures))
+            if sum(map(len, parts)) >= options.block_size:
+                yield pl.concat(parts), failed
+                parts, failed = [], []
     if parts or failed:
         yield pl.concat(parts) if parts else pl.DataFrame(schema={"content_sha256": pl.String, "vector": pl.List(pl.Float32)}), failed
 
@@ -193,7 +196,7 @@ def _neighbors(session: Session, image_id: np.ndarray) -> tuple[np.ndarray, np.n
 
 def duplicate_groups(session: Session) -> Version:
     """Nominate pairs by hash and by vector, confirm them on the pixels, and publish the groups."""
-    fine = session.fine("uri", "content_sha256", "pixel_hash")
+    fine = session.fine("uri", "content_sha256", "pixel_hash", "bytes")
     image_id = fine["image_id"].to_numpy()
     phash = np.array([int(digits, 16) for digits in session.table("image_properties")["phash"]], np.uint64)
     positions, distances = _neighbors(session, image_id)
@@ -217,7 +220,7 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     """
     options, images, name = session.settings.duplicates, session.settings.images, session.dataset.name
     witness = f"{duplicates.WITNESS_VERSION}@{options.min_correlation:g}"
-    shas, uris = fine["content_sha256"].to_numpy(), fine["uri"].to_list()
+    shas, uris, sizes = fine["content_sha256"].to_numpy(), fine["uri"].to_list(), fine["bytes"].to_list()
     contents = pl.DataFrame({"a": shas[pairs[:, 0]], "b": shas[pairs[:, 1]]}, schema={"a": pl.String, "b": pl.String})
     named = contents.select(content_a=pl.min_horizontal("a", "b"), content_b=pl.max_horizontal("a", "b"), row=pl.int_range(pl.len()))
     before = compared_pairs(session.lake, name, witness, named)
@@ -226,8 +229,12 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     # Always in the order of the contents: laying a over b and b over a differ in the third decimal, a verdict must not.
     ordered = np.where((contents["a"] == named["content_a"]).to_numpy()[:, None], pairs, pairs[:, ::-1])
 
+    reader, n_cores = Reader.of(session.dataset), images.threads or os.cpu_count() or 1
+    # More threads where most of them wait for the network.
+    n_threads = max(n_cores, images.connections) if reader.waits(uris) else n_cores
+
     def load(position: int) -> np.ndarray:
-        data = read_file(local_path(uris[position]))
+        data = reader.read(uris[position], sizes[position])
         if hashlib.sha256(data).hexdigest() != shas[position]:  # a verdict is stored for ever under the content it is of
             raise OSError("its bytes changed since it was scanned")
         picture = decode_rgb(data, max_pixels=images.max_pixels, memory_mb=images.memory_mb, min_side=WITNESS_SIDE)
@@ -238,7 +245,7 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     with session.report.bar("Comparing pictures", len(todo)) as advance:
         for block in todo.iter_slices(PAIRS_PER_COMMIT):
             distances = duplicates.confirm_pairs(
-                ordered[block["row"].to_numpy()], load, options, threads=images.threads or os.cpu_count() or 1, progress=as_total(advance)
+                ordered[block["row"].to_numpy()], load, options, threads=n_threads, progress=as_total(advance)
             )
             looked = block.select("content_a", "content_b").with_columns(distance=pl.Series(distances).fill_nan(None))
             readable = looked.filter(pl.col("distance").is_null() | pl.col("distance").is_finite())

@@ -21,10 +21,10 @@ NOT_REGULAR = "not a regular file; never opened"
 def list_folder(root: Path) -> Listing:
     """Every file under a folder that has an image suffix. Raises ListingError if a folder cannot be listed."""
     skipped: Counter[str] = Counter()
-    found = [
+    found = sorted(
         (relative.replace(os.sep, "/"), file_uri(os.path.join(root, relative)), facts_of(info))
         for relative, info in _walk(str(root), str(root.resolve()), skipped)
-    ]
+    )
     return arranged(found, dict(skipped))
 
 
@@ -41,9 +41,9 @@ def file_uri(path: str) -> str:
 def facts_of(info: os.stat_result | None) -> Facts:
     """What the listing says of a file; None for one whose folder may be listed but not entered."""
     if info is None:
-        return None, None, "no_permission", "its folder may not be entered"
-    status, reason = (None, None) if stat.S_ISREG(info.st_mode) else ("not_regular", NOT_REGULAR)
-    return info.st_size, info.st_mtime, status, reason
+        return Facts(status="no_permission", reason="its folder may not be entered")
+    regular = stat.S_ISREG(info.st_mode)
+    return Facts(info.st_size, info.st_mtime, None, None if regular else "not_regular", None if regular else NOT_REGULAR)
 
 
 def _walk(root: str, real_root: str, skipped: Counter[str]) -> Iterator[tuple[str, os.stat_result | None]]:
@@ -93,11 +93,44 @@ def _links_to_file_within(entry: os.DirEntry[str], real_root: str) -> bool:
     return os.path.commonpath([target, real_root]) == real_root and os.path.isfile(target)
 
 
-def read_file(path: str) -> bytes:
-    """The bytes of a regular file. Raises OSError (ENOTSUP) if it has become something else since it was looked at."""
+def read_file(path: str, root: str | None = None) -> bytes:
+    """The bytes of a regular file. Raises OSError: with ENOTSUP if it has become something else since it was looked at.
+
+    root: the file must lie in this folder; links within it are followed, and one that leads out is a PermissionError.
+    """
     # O_NONBLOCK: opening a FIFO that replaced the file in between would otherwise wait for a writer for ever.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags) if root is None else _open_within(path, root, flags)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENOTSUP, "not a regular file any more")
         return file.read()
+
+
+def real_path_within(path: str, root: str) -> str:
+    """Where a path leads, which must be within `root`; else PermissionError."""
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    if os.path.commonpath([real, real_root]) != real_root:
+        raise PermissionError(errno.EPERM, "it leads out of the folder; not followed")
+    return real
+
+
+def _open_within(path: str, root: str, flags: int) -> int:
+    """A descriptor of where the path leads, opened from the root downwards, folder by folder, without following any link.
+
+    A link that is put in between, however late, fails with ELOOP or ENOTDIR: only what `real_path_within` saw is opened.
+    """
+    real = real_path_within(path, root)
+    if os.open not in os.supports_dir_fd:
+        return os.open(real, flags)
+    real_root = os.path.realpath(root)
+    *folders, name = os.path.relpath(real, real_root).split(os.sep)
+    folder = os.open(real_root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in folders:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import urllib.parse
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import polars as pl
 
@@ -44,13 +46,20 @@ COLUMNS = {
     "group": pl.String,
     "bytes": pl.Int64,
     "mtime": pl.Float64,
+    "etag": pl.String,
     "status": pl.String,
     "reason": pl.String,
 }
 
 
-Facts = tuple[int | None, float | None, str | None, str | None]
-"""bytes, mtime, status, reason."""
+class Facts(NamedTuple):
+    """What a listing says of a file without reading it; the columns of the same names."""
+
+    bytes: int | None = None
+    mtime: float | None = None
+    etag: str | None = None
+    status: str | None = None
+    reason: str | None = None
 
 
 class ListingError(UserError):
@@ -65,7 +74,7 @@ class Listing:
     skipped: dict[str, int] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Hash of what a re-audit depends on: paths, sizes, times, labels, splits, groups."""
+        """Hash of what a re-audit depends on: paths, sizes, times, ETags, labels, splits, groups."""
         rows = self.files.select(c for c in COLUMNS if c not in ("uri", "reason")).sort("path").rows()
         return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
 
@@ -85,17 +94,42 @@ def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def arranged(found: Iterable[tuple[str, str, Facts]], skipped: dict[str, int]) -> Listing:
+def nominated(found: Iterable[tuple[str, str, Facts]], skipped: Counter[str]) -> list[tuple[str, str, Facts]]:
+    """What of a flat list of names is an image by its name; the rest is counted in `skipped` as a walk over folders counts it.
+
+    found: (name relative to the root with `/`, uri, facts); the name of a folder ends in `/`.
+    """
+    hidden: set[str] = set()
+    folders: dict[str, bool] = {}  # whether it has an image or a folder
+    kept = []
+    for name, uri, facts in found:
+        parts = name.split("/")
+        first = next((i for i, part in enumerate(parts) if is_hidden(part)), None)
+        for depth in range(1, len(parts) if first is None else first + 1):
+            folders.setdefault("/".join(parts[:depth]), False)
+            folders["/".join(parts[: depth - 1])] = True
+        if first is not None:
+            hidden.add("/".join(parts[: first + 1]))
+        elif parts[-1] and not has_image_suffix(name):
+            skipped["without an image suffix"] += 1
+        elif parts[-1]:
+            folders["/".join(parts[:-1])] = True
+            kept.append((name, uri, facts))
+    barren = sum(not fruitful for folder, fruitful in folders.items() if folder)
+    skipped.update({reason: n for reason, n in (("hidden", len(hidden)), ("folders without images", barren)) if n})
+    return kept
+
+
+def arranged(found: Sequence[tuple[str, str, Facts]], skipped: Mapping[str, int]) -> Listing:
     """The listing of files by their place: a split level, if there is one, then the class as the first folder.
 
-    found: (name relative to the root with `/`, uri, facts) of each image file, in any order.
+    found: (name relative to the root with `/`, uri, facts) of each image file, in the order that the rows shall have.
     """
-    ordered = sorted(found)
-    top = {relative.split("/")[0] for relative, _, _ in ordered if "/" in relative}
+    top = {relative.split("/")[0] for relative, _, _ in found if "/" in relative}
     has_split_level = bool(top) and top <= SPLIT_FOLDERS
     rows: list[tuple[object, ...]] = []
     taken: set[str] = set()
-    for relative, uri, facts in ordered:
+    for relative, uri, facts in found:
         *folders, _ = relative.split("/")
         split = SPLIT_NAMES[folders.pop(0)] if has_split_level and folders else None
         path = as_text(relative)
@@ -104,6 +138,6 @@ def arranged(found: Iterable[tuple[str, str, Facts]], skipped: dict[str, int]) -
         while path in taken:  # each round turns % into %25, so that it ends
             path = urllib.parse.quote(path)
         taken.add(path)
-        label = as_text(folders[0]) if folders else None
+        label = as_text(folders[0]) or None if folders else None
         rows.append((path, uri, label, split, None, *facts))
-    return Listing(pl.DataFrame(rows, schema=COLUMNS, orient="row"), skipped)
+    return Listing(pl.DataFrame(rows, schema=COLUMNS, orient="row"), dict(skipped))

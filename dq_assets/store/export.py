@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from dq_assets.schema import TABLES
 from dq_assets.settings import UserError
-from dq_assets.sources.folder import local_path
+from dq_assets.sources.addresses import shown_uri
+from dq_assets.sources.folder import local_path, real_path_within
+from dq_assets.sources.reading import Reader
+from dq_assets.sources.retries import TransientError
 from dq_assets.store import audits
 from dq_assets.store.lake import Lake, address, literal, quoted
 
@@ -79,11 +85,13 @@ def export_images(
     link: bool,
     include_review: bool,
     progress: Progress,
+    reader: Reader,
 ) -> dict[str, int]:
     """Write the curated images as out/<split>/<label>/<file> (imagefolder) or out/<split>/ with metadata.csv (huggingface).
 
     Images with action drop are left out, those with review unless include_review. Files are linked where the disk allows it,
-    else copied. Files that changed since the audit are skipped and counted, not exported under a label that was not theirs.
+    else copied; what is no file of this machine is copied from its source by `reader`. Files that changed since the audit are
+    skipped and counted, not exported under a label that was not theirs.
     Raises UserError if out is not empty.
     """
     if out.exists() and any(out.iterdir()):
@@ -95,16 +103,17 @@ def export_images(
     )
     counts = {"linked": 0, "copied": 0, "changed since the audit": 0}
     metadata: dict[str, list[tuple[str, str, str, str, str]]] = {}
-    for number, row in enumerate(rows.iter_rows(named=True), 1):
-        split = row["split"] or "train"
-        source = local_path(row["uri"])
-        name = f"{row['image_id']:08d}{_suffix(row['format'])}"
-        target = out / split / (_folder_name(row["final_label"]) if layout == "imagefolder" else ".") / name
-        outcome = _place(source, target, row["bytes"], row["mtime"], link=link)
-        counts[outcome] += 1
-        if outcome != "changed since the audit":
-            metadata.setdefault(split, []).append((name, row["final_label"], row["given_label"], row["action"], row["path"]))
-        progress(number, len(rows))
+    with reader.ahead(rows["uri"].to_list(), rows["bytes"].to_list()) as read:
+        for number, row in enumerate(rows.iter_rows(named=True), 1):
+            split = row["split"] or "train"
+            name = f"{row['image_id']:08d}{_suffix(row['format'])}"
+            target = out / split / (_folder_name(row["final_label"]) if layout == "imagefolder" else ".") / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            outcome = _place(row, target, reader.root, link=link) if row["uri"].startswith("file://") else _fetch(row, target, read)
+            counts[outcome] += 1
+            if outcome != "changed since the audit":
+                metadata.setdefault(split, []).append((name, row["final_label"], row["given_label"], row["action"], row["path"]))
+            progress(number, len(rows))
     if layout == "huggingface":
         for split, lines in metadata.items():
             with (out / split / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
@@ -128,20 +137,38 @@ def _folder_name(label: str) -> str:
     return kept[:200] or "%00"
 
 
-def _place(source: str, target: Path, size: int, mtime: float, *, link: bool) -> str:
+def _place(row: dict[str, Any], target: Path, root: str | None, *, link: bool) -> str:
+    """Link or copy a local file, if it is as it was audited. A link itself would lead nowhere from its new place."""
     try:
+        path = local_path(row["uri"])
+        source = os.path.realpath(path) if root is None else real_path_within(path, root)
         info = os.stat(source)
     except OSError:
         return "changed since the audit"
-    if info.st_size != size or abs(info.st_mtime - mtime) > 1e-6:
+    if info.st_size != row["bytes"] or abs(info.st_mtime - row["mtime"]) > 1e-6:
         return "changed since the audit"
-    target.parent.mkdir(parents=True, exist_ok=True)
     if link:
         try:
-            os.link(os.path.realpath(source), target)  # a link itself would lead nowhere from its new place
+            os.link(source, target)
         except OSError:  # another disk, or a file system without links
             pass
         else:
             return "linked"
     shutil.copy2(source, target)
+    return "copied"
+
+
+def _fetch(row: dict[str, Any], target: Path, read: Callable[[str], bytes]) -> str:
+    """Write what a remote source or an archive holds, if its content is the audited one. Raises UserError if it cannot be asked."""
+    try:
+        data = read(row["uri"])
+    except TransientError as error:
+        if error.errno == errno.ESTALE:
+            return "changed since the audit"
+        raise UserError(f"Cannot read {shown_uri(row['uri'])} ({error.strerror}). Export again into a new folder.") from error
+    except OSError:
+        return "changed since the audit"
+    if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
+        return "changed since the audit"
+    target.write_bytes(data)
     return "copied"
