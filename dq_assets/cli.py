@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 
@@ -23,6 +26,9 @@ from dq_assets import __version__
 from dq_assets.settings import NAME_PATTERN, Dataset, Home, UserError
 
 OK, FAILED, MISUSED, GATE_CLOSED = 0, 1, 2, 3
+
+LEAST_FREE = 64 << 10
+"""A failure on a disk with fewer free bytes is a full disk's."""
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 name_option = click.option("--name", required=True, help="The dataset's name.")
@@ -46,20 +52,56 @@ def reporting_errors(command: Callable[..., int | None]) -> Callable[..., None]:
         except click.ClickException:
             raise
         except Exception as error:  # the last line of defence: say what failed and where the trace is
-            log = write_log(Home.from_environment(), traceback.format_exc())
-            click.echo(f"Error: {type(error).__name__}: {' '.join(str(error).split())[:300]}. The trace is in {log}.", err=True)
+            _tell_failure(Home.from_environment(), f"{type(error).__name__}: {' '.join(str(error).split())[:300]}.", traceback.format_exc())
             code = FAILED
         sys.exit(code)
 
     return run
 
 
-def write_log(home: Home, text: str) -> Path:
-    """Keep a trace; returns its file."""
-    home.logs.mkdir(parents=True, exist_ok=True)
-    file = home.logs / f"{time.strftime('%Y%m%d-%H%M%S')}.log"
-    file.write_text(text, encoding="utf-8")
-    return file
+def _tell_failure(home: Home, what: str, trace: str) -> None:
+    """One line that says what failed, and where the trace is; of a full disk, whoever noticed it first, what to do."""
+    if _is_full(home, what + trace):
+        what = f"No space left under {home.root}; the lake is at its last commit. Free some space and run the same command again."
+    log = write_log(home, trace)
+    click.echo(f"Error: {what}" + (f" The trace is in {log}." if log else ""), err=True)
+
+
+def _is_full(home: Home, trace: str) -> bool:
+    """Whether a failure is that of a full disk: by its words, or, since SQLite only says "disk I/O error", by asking the disk."""
+    words = ("No space left on device", "No space left under", "database or disk is full", "Disk quota exceeded")
+    if any(word in trace for word in words):
+        return True
+    folder = next((f for f in (home.root, *home.root.parents) if f.is_dir()), Path("/"))
+    return shutil.disk_usage(folder).free < LEAST_FREE
+
+
+def write_log(home: Home, text: str) -> Path | None:
+    """Keep a trace; returns its file, which is in the folder for temporary files if home takes none, or None if that does not either."""
+    for folder in (home.logs, Path(tempfile.gettempdir())):
+        file = folder / f"dq-assets-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        else:
+            return file
+    return None
+
+
+class _WithoutEventErrors:
+    """Standard error without Dagster's remark, of several lines, on every event that a full disk does not take."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Exception while writing logger call to event log") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -150,10 +192,10 @@ def audit_and_print(dataset: Dataset, home: Home) -> int:
     require_backend(dataset.settings.encoder)
     home.register(dataset)
     started = time.monotonic()
-    outcome = run_audit(dataset, home, TerminalReporter())
+    with contextlib.redirect_stderr(cast(TextIO, _WithoutEventErrors(sys.stderr))):
+        outcome = run_audit(dataset, home, TerminalReporter())
     if outcome.failure is not None:
-        log = write_log(home, outcome.trace or outcome.failure)
-        click.echo(f"Error: {outcome.failure} The trace is in {log}.", err=True)
+        _tell_failure(home, outcome.failure, outcome.trace or outcome.failure)
         return FAILED
     with Lake.open(home, dataset.settings.store) as lake:
         summary = summarize(lake, dataset.name)

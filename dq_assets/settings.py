@@ -7,6 +7,7 @@ Users set one with `--set section.name=value` or in that file. docs/settings.md 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -354,7 +355,12 @@ class Home:
         for other in sorted(p.stem for p in file.parent.glob("*.yaml")):
             if other != dataset.name and _slug(other) == dataset.slug:
                 raise UserError(f"Dataset name {dataset.name!r} collides with {other!r} in Dagster. Choose another with --name.")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise UserError(f"Cannot write to {self.root} ({error.strerror}). Set DQ_HOME to a folder that you can write to.") from error
         draft = file.with_suffix(f".{os.getpid()}.tmp")
         entries = {**dataclasses.asdict(dataset), "settings": dataset.settings.changed()}
         draft.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")

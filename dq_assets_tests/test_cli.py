@@ -6,12 +6,15 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
@@ -19,6 +22,8 @@ from PIL import Image
 from dq_assets.cli import dataset_from, main
 from dq_assets.schema import TABLES
 from dq_assets.settings import Home
+from dq_assets.store import audits
+from dq_assets.store.lake import Lake
 from dq_assets_tests.conftest import Planted
 
 BIN = Path(sys.executable).parent / "dq-assets"
@@ -224,3 +229,57 @@ def test_a_name_that_moves_to_another_path_is_told(tmp_path: Path, capsys: pytes
     home.register(dataset_from(home, "photos", "shop", (), {}))
     assert dataset_from(home, "elsewhere", "shop", (), {}).path.endswith("elsewhere")
     assert "To keep both, give another --name" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB of its own, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting a small disk needs root: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take all room of a disk."""
+    ballast = folder / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free)
+    return ballast
+
+
+def test_a_full_disk_is_one_line_the_lake_stays_at_its_last_commit_and_the_next_run_completes(
+    audited: tuple[Path, subprocess.CompletedProcess[str]], pictures: Planted, small_disk: Path
+) -> None:
+    home = small_disk / "home"
+    shutil.copytree(audited[0], home)
+    arguments = ("audit", str(pictures.root), "--name", "shapes", *LENIENT)
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 256, (90, 90, 3), np.uint8)
+        Image.fromarray(noise).save(pictures.root / f"ball/new{number}.png")
+    ballast = fill(small_disk)
+    failed = call(home, *arguments)
+    told = [line for line in failed.stderr.splitlines() if not line.startswith(("Reading images", "Embedding", "shapes was registered"))]
+    assert failed.returncode == 1, failed.stderr
+    assert len(told) == 1, failed.stderr
+    assert told[0].startswith(f"Error: No space left under {home}; the lake is at its last commit. Free some space and run")
+    ballast.unlink()
+    with Lake.open(Home(home)) as lake:
+        assert audits.history(lake, "shapes")["audit_id"].to_list() == [1]
+        assert len(audits.read(lake, "shapes", "raw_manifest", 1)) == 79
+    done = call(home, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Audit 2 of shapes" in done.stdout
+    assert "99 in 3 classes" in done.stdout
+
+
+def test_a_home_that_cannot_be_written_is_one_line_that_says_what_to_do(pictures: Planted, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = call(tmp_path / "file" / "home", "audit", str(pictures.root), "--name", "shapes")
+    assert done.returncode == 2
+    assert done.stderr == f"Error: Cannot write to {tmp_path}/file/home (Not a directory). Set DQ_HOME to a folder that you can write to.\n"

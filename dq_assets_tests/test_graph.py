@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
@@ -26,7 +27,7 @@ from dq_assets.store import audits
 from dq_assets.store.integrity import checks_of
 from dq_assets.store.lake import Lake
 from dq_assets.store.tables import versions
-from dq_assets_tests.conftest import CLASSES, Planted
+from dq_assets_tests.conftest import CLASSES, Planted, draw
 
 LENIENT = {"gates.max_unreadable_share": "0.1"}
 """One of 79 files is broken, which is above the default limit."""
@@ -318,6 +319,81 @@ def test_data_without_labels_to_compare_gets_its_other_findings_and_a_closed_gat
     assert {"noise_estimate"} <= {g["check_name"] for g in summary.closed}
     assert summary.duplicate_groups >= 1
     assert table(home, "label_issues")["is_label_issue"].null_count() == summary.images - summary.unreadable
+
+
+def hostile(root: Path) -> dict[bytes, str]:
+    """A folder in which whatever can go wrong does; the status that each listed file has to get, by its path."""
+    rng = np.random.default_rng(5)
+    fine = [b"ball/%d.png" % n for n in range(6)] + [b"stripe/%d.png" % n for n in range(6)]
+    fine += [b"single/one.png", b"ball/a b.png", b"ball/quo'te\".png", b"ball/new\nline.png", b"ball/\xff\xfe.png"]
+    fine += [b"stripe/<script>alert(1)<.png", b"stripe/'; drop table raw_manifest; --.png", b"stripe/x..%2f..%2fetc.png"]
+    for name in fine:
+        os.makedirs(os.path.dirname(os.fsencode(root) + b"/" + name), exist_ok=True)
+        with open(os.fsencode(root) + b"/" + name, "wb") as file:
+            draw("ball" if name.startswith(b"ball") else "stripe", rng).save(file, "PNG")
+    whole = (root / "ball/0.png").read_bytes()
+    Image.new("RGB", (1, 1), "red").save(root / "ball/pixel.png")
+    Image.new("RGB", (20_000, 10), "blue").save(root / "ball/strip.png")
+    Image.new("RGB", (500, 500), "teal").save(root / "ball/large.bmp")
+    bad = {
+        "zero.jpg": b"",
+        "page.jpg": b"<html>404</html>",
+        "lfs.jpg": b"version https://git-lfs.github.com/spec/v1\n",
+        "cut.png": whole[:900],
+        "rotten.png": whole[:400] + bytes(byte ^ 0x55 for byte in whole[400:]),
+        "crc.png": whole[:40] + bytes([whole[40] ^ 1]) + whole[41:],
+    }
+    for name, data in bad.items():
+        (root / "stripe" / name).write_bytes(data)
+    (root / "ball/wrong.jpg").write_bytes(whole)
+    (root / "empty").mkdir()
+    for name in (".DS_Store", "Thumbs.db", ".hidden.png"):
+        (root / "ball" / name).write_bytes(whole)
+    os.mkfifo(root / "ball/pipe.jpg")
+    (root / "ball/loop").symlink_to(root)
+    (root / "ball/out.png").symlink_to("/etc/hostname")
+    statuses = dict.fromkeys(fine, "ok") | {b"ball/pixel.png": "ok", b"ball/strip.png": "ok", b"ball/wrong.jpg": "ok"}
+    statuses |= {b"ball/large.bmp": "too_large", b"ball/pipe.jpg": "not_regular"}
+    return statuses | {b"stripe/" + name.encode(): "unreadable" for name in bad}
+
+
+def test_a_folder_in_which_everything_is_wrong_gets_a_whole_audit_and_every_file_is_accounted_for(home: Home, tmp_path: Path) -> None:
+    root = tmp_path / "hostile"
+    expected = hostile(root)
+    strict = Settings().with_values({"images.max_pixels": "200001", "folds.min_components": "3"})  # large.bmp has more
+    outcome = run(Dataset("hostile", str(root), settings=strict), home)
+    assert outcome.failure is None, outcome.trace
+    manifest = table(home, "raw_manifest", "hostile")
+    shown = {name.decode("utf-8", "backslashreplace"): status for name, status in expected.items()}
+    assert dict(manifest.select("path", "status").iter_rows()) == shown
+    assert manifest.filter(pl.col("status") != "ok")["reason"].null_count() == 0
+    assert manifest.filter(path="ball/wrong.jpg")["reason"].to_list() == ["bytes are PNG, suffix is .jpg"]
+    curated = table(home, "curated_dataset", "hostile")
+    assert sorted(curated["path"]) == sorted(shown)
+    assert set(curated.filter(pl.col("path").is_in([p for p, s in shown.items() if s != "ok"]))["action"]) == {"drop"}
+    metrics = materializations(home, outcome.run_id)["raw_manifest"]
+    assert (metrics["skipped: hidden"], metrics["skipped: links not followed"], metrics["skipped: folders without images"]) == (3, 2, 1)
+    with Lake.open(home) as lake:
+        assert "unreadable_share" in {gate["check_name"] for gate in summarize(lake, "hostile").closed}
+
+
+def test_a_folder_of_one_picture_over_and_over_gets_a_whole_audit(home: Home, tmp_path: Path) -> None:
+    for label in ("ball", "stripe"):
+        (tmp_path / "same" / label).mkdir(parents=True)
+        for number in range(6):
+            draw("ball", np.random.default_rng(1)).save(tmp_path / "same" / label / f"{number}.png")
+    outcome = run(Dataset("same", str(tmp_path / "same")), home)
+    assert outcome.failure is None, outcome.trace
+    with Lake.open(home) as lake:
+        summary = summarize(lake, "same")
+    assert (summary.images, summary.duplicate_groups) == (12, 1)
+    groups = table(home, "near_dups", "same")
+    assert set(groups["kind"]) == {"exact"}
+    assert groups["label_conflict"].all()
+    assert groups["is_keeper"].sum() == 1
+    curated = table(home, "curated_dataset", "same")
+    assert curated["action"].value_counts().filter(action="drop")["count"].to_list() == [11]
+    assert table(home, "neighbors", "same")["distances"].list.max().max() == 0
 
 
 def test_importing_the_definitions_loads_no_heavy_library(home: Home) -> None:
