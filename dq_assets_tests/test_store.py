@@ -245,7 +245,9 @@ def test_a_killed_writer_leaves_whole_commits_and_no_lock(lake: Lake) -> None:
     writer = start_writer(lake.home, "victim", 10_000)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"
-    time.sleep(1)
+    deadline = time.monotonic() + 60
+    while len(read_table(lake, NAME, "embeddings")) == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)  # not a fixed time: on a busy machine the first commit took more than a second
     writer.send_signal(signal.SIGKILL)
     writer.wait(timeout=10)
     kept = read_table(lake, NAME, "embeddings")
