@@ -271,6 +271,7 @@ TABLES: dict[str, Table] = {
             rows="ok_images",
             inputs=("oof_probs", "raw_manifest"),
             settings=("labels",),
+            algorithm=2,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -317,6 +318,8 @@ TABLES: dict[str, Table] = {
                 Column("class_name", "VARCHAR", "The class."),
                 Column("n", "BIGINT", "Readable images with this given label.", low=0),
                 _share("noise_rate", "Estimated share of its images whose true class is another; null if not checked.", nullable=True),
+                _share("noise_rate_low", "The same by the lowest of several assumptions; not a confidence interval.", nullable=True),
+                _share("noise_rate_high", "The same by the highest of several assumptions; not a confidence interval.", nullable=True),
                 _share(
                     "inverse_noise_rate",
                     "Estimated share of the true members that carry another label; null if not checked.",
@@ -329,6 +332,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("raw_manifest", "folds", "oof_probs", "label_issues"),
             settings=("labels", "folds"),
+            algorithm=2,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -350,6 +354,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("label_issues", "oof_probs", "raw_manifest"),
             settings=("labels",),
+            algorithm=2,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

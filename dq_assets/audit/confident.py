@@ -1,16 +1,12 @@
 """Which given labels are wrong: the confident joint, the joint of given and true label, and the table label_issues.
 
-Two estimates of the joint live here. `confident_joint` and `calibrated_joint` are the published counts (Northcutt et al. 2021,
-Confident Learning). They count badly when the model is weak: 1,019 errors for 209 planted ones and 38 outliers on 3,952 photos with eight
-features. `label_noise` starts from them and fits the noise by maximum likelihood instead; the flags, the noise estimate and
-the class reports rest on it.
+`confident_joint` and `calibrated_joint` are the published counts (Northcutt et al. 2021, Confident Learning). `label_noise` takes
+more readings of the number of errors, weighs them (`errors.estimate`), and gives each label its probability of being wrong.
 
 Out-of-fold probabilities are calibrated to the labels as given, so they say how probable it is that a label reads so, not that
-it is right. The model of `label_noise`: the true class k has probability q_k, proportional to p_k ** sharpness; it is written
-down as j with probability T[k, j]. T is fitted by expectation maximisation, and the error probability is 1 - P(true = given).
-The sharpness is the likeliest of a grid from 2. Without that floor the likelihood explains errors between similar classes as
-honest doubt (40 of 515 counted, with it 288); above it, uniform noise of 40 % picks 3 to 4. The price: with few errors and a weak
-model the count is too high (578 for those 247, eight features; the calibrated joint says 1,019, plain disagreement 1,270).
+it is right. One reading, which also says what a wrong label should have been: the true class k has probability q_k, proportional to
+p_k ** sharpness; it is written down as j with probability T[k, j]. T is fitted by expectation maximisation, for each sharpness of a
+grid.
 """
 
 from __future__ import annotations
@@ -24,18 +20,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets import settings
+from dq_assets.audit import errors
 from dq_assets.audit.candidates import top_classes
 
 Codes = NDArray[np.int64]
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
 
+GENTLE = 1.4
 SHARPNESS = (2.0, 2.8, 4.0)
-"""Exponents of the probabilities that are tried. The floor decides between two kinds of truth that the probabilities cannot tell
-apart. Mean F1 of the flag, strong heads, with the floor at 1.4, 1.7 and 2: few errors (2 to 5 %) .733, .712, .691;
-10 to 20 % .888, .889, .888; 40 % .777, .808, .827; errors between similar classes .555, .649, .695;
-all 57 trials, weak heads too, .700, .720, .725. The better of plain
-disagreement and the calibrated joint's count reaches .686, .845, .811, .708 and .687."""
+"""Exponents of the probabilities that are tried. Below 2 the likelihood explains errors between similar classes as honest doubt (40 of
+515 counted, with 2 it is 288); uniform noise of 40 % picks 3 to 4. GENTLE is tried too, as a low reading."""
 PRIOR_IMAGES = 5.0
 """Strength of the prior of each row of T, in images: the overall error rate, spread evenly over the other classes."""
 MAX_CANDIDATES = 12
@@ -63,14 +58,17 @@ class LabelNoise:
     """What is known of each checked label. m is at most MAX_CANDIDATES; column 0 is the given class, the others descend by p.
 
     rows: (c,) positions of the checked images. classes: (c, m) true classes considered, -1 where there are fewer.
-    probs: (c, m) their out-of-fold probabilities. posterior: (c, m) P(true class | image, given label), rows sum to 1.
-    transition: (K, K) probability that true class k is given as j; rows sum to 1. sharpness: the exponent that was chosen.
+    probs: (c, m) their out-of-fold probabilities. log_odds: (c,) of the label being wrong. posterior: (c, m) P(true class | image,
+    given label), rows sum to 1. estimate: the number of wrong labels. transition: (K, K) probability that true class k is given as j,
+    rows sum to 1, and sharpness: the exponent, of the likeliest class-dependent fit.
     """
 
     rows: Codes
     classes: NDArray[np.int32]
     probs: Float
+    log_odds: Double
     posterior: Double
+    estimate: errors.Estimate
     transition: Double
     sharpness: float
 
@@ -80,6 +78,24 @@ class LabelNoise:
         used = self.classes >= 0
         cells = (given[self.rows][:, None] * n_classes + self.classes)[used]
         return _table(cells, self.posterior[used], n_classes)
+
+    def rates(self, given: Codes) -> tuple[Double, Double, Double]:
+        """Each (K,): mean error probability of the images given as each class, by the lowest estimate, the estimate and the highest.
+
+        NaN for a class without checked images.
+        """
+        n_classes = len(self.transition)
+        own = given[self.rows]
+        checked = np.bincount(own, minlength=n_classes).astype(np.float64)
+
+        def rate(log_odds: Double) -> Double:
+            sums = np.bincount(own, errors.probability(log_odds), n_classes)
+            result: Double = np.divide(sums, checked, out=np.full(n_classes, np.nan), where=checked > 0)
+            return result
+
+        middle = rate(self.log_odds)
+        low, high = (rate(errors.error_log_odds(self.probs, count)) for count in (self.estimate.low, self.estimate.high))
+        return np.minimum(low, middle), middle, np.maximum(middle, high)
 
 
 def class_thresholds(labels: Codes, probs: Float) -> Double:
@@ -147,15 +163,34 @@ def label_noise(given: Codes, probs: Float, learnable: NDArray[np.bool_]) -> Lab
     supported = top.sum(axis=1) > 0
     rows, classes, top = rows[supported], classes[supported], top[supported]
     if not rows.size:
-        return LabelNoise(rows, classes, top, np.zeros(top.shape), np.eye(n_classes), SHARPNESS[0])
+        nothing = errors.Estimate(0.0, 0.0, 0.0)
+        return LabelNoise(rows, classes, top, np.zeros(0), np.zeros(top.shape), nothing, np.eye(n_classes), SHARPNESS[0])
     codes = np.where(checked, given, -1)
     counts = np.bincount(codes[rows], minlength=n_classes)
     start = calibrated_joint(confident_joint(codes, probs, class_thresholds(codes, probs)), counts)
     fit = np.linspace(0, rows.size - 1, min(rows.size, _FIT_ROWS)).astype(np.int64)
-    fits = [(_transition(given[rows[fit]], classes[fit], _sharpened(top[fit], one), start, learnable), one) for one in SHARPNESS]
-    (transition, _), sharpness = max(fits, key=lambda found: found[0][1])
+    fits = {one: _transition(given[rows[fit]], classes[fit], _sharpened(top[fit], one), start, learnable) for one in (GENTLE, *SHARPNESS)}
+    sharpness = max(SHARPNESS, key=lambda one: fits[one].likelihood)
+    sample = top[fit]
+    estimate = errors.estimate(
+        errors.Readings(
+            n=len(sample),
+            disagreement=errors.disagreement(sample),
+            joint=float(start.sum() - np.trace(start)) * len(sample) / rows.size,
+            uniform=errors.uniform(sample, int(learnable.sum())),
+            by_class=fits[sharpness].wrong,
+            gentle=fits[GENTLE].wrong,
+            sharpness=max(fits, key=lambda one: fits[one].likelihood),
+            crowded=errors.crowded(sample),
+        )
+    ).times(rows.size / len(sample))
+    log_odds = errors.error_log_odds(top, estimate.count)
+    transition = fits[sharpness].transition
     posterior, _ = _posterior(given[rows], classes, _sharpened(top, sharpness), transition)
-    return LabelNoise(rows, classes, top, posterior, transition, sharpness)
+    wrong = errors.probability(log_odds)
+    posterior[:, 1:] *= (wrong / np.maximum(posterior[:, 1:].sum(axis=1), 1e-300))[:, None]
+    posterior[:, 0] = 1.0 - posterior[:, 1:].sum(axis=1)
+    return LabelNoise(rows, classes, top, log_odds, posterior, estimate, transition, sharpness)
 
 
 def label_issues(
@@ -170,15 +205,13 @@ def label_issues(
     """Table label_issues, one row per image in the order given.
 
     image_id, given: (n,), codes of class_names, -1 for unlabelled. probs: (n, K) out-of-fold. learnable: (K,).
-    error_probability is 1 - P(true = given) of `label_noise` and sums to the estimated number of errors; label_score is its
-    complement; a label is flagged above `settings.flag_above`. Images that are unlabelled, of a class that is not learnable, or
+    error_probability is that of `label_noise` and sums to the estimated number of errors; label_score is its complement, exact also
+    where it is nearly 0; a label is flagged above `settings.flag_above`. Images that are unlabelled, of a class that is not learnable, or
     without an alternative have nulls: not checked. kind is ambiguous if p_given is at least `ambiguous_ratio` of p_suggested,
     else mislabeled; never multi_label, which one softmax over exclusive classes cannot tell from ambiguous.
-
-    As a ranking it beats the self-confidence p_given on class-dependent noise and loses a little on few, uniform errors.
     """
     noise = label_noise(given, probs, learnable)
-    right, wrong = noise.posterior[:, 0], noise.posterior[:, 1:].sum(axis=1)
+    right, wrong = errors.probability(-noise.log_odds), errors.probability(noise.log_odds)
     flagged = wrong > settings.flag_above
     column = _suggestion(noise, flagged)
     at = np.arange(noise.rows.size)
@@ -193,7 +226,7 @@ def label_issues(
             "is_label_issue": flagged,
             "p_given": p_given,
             "p_suggested": p_suggested,
-            "error_probability": np.minimum(wrong, 1.0).astype(np.float32),
+            "error_probability": wrong.astype(np.float32),
             "kind": pl.Series(["mislabeled", "ambiguous"]).gather(ambiguous.astype(np.int64)).set(pl.Series(~flagged), None),
             "candidate_labels": _candidate_labels(noise, names, settings.candidate_ratio),
         }
@@ -231,8 +264,17 @@ def _posterior(given: Codes, classes: NDArray[np.int32], q: Double, transition: 
     return joint / evidence[:, None], evidence
 
 
-def _transition(given: Codes, classes: NDArray[np.int32], q: Double, start: Codes, learnable: NDArray[np.bool_]) -> tuple[Double, float]:
-    """(K, K) transition by expectation maximisation, and the mean log-likelihood of the given labels under it."""
+@dataclass(frozen=True)
+class _Fit:
+    """A (K, K) transition, the number of wrong labels by it, and the mean log-likelihood of the given labels."""
+
+    transition: Double
+    wrong: float
+    likelihood: float
+
+
+def _transition(given: Codes, classes: NDArray[np.int32], q: Double, start: Codes, learnable: NDArray[np.bool_]) -> _Fit:
+    """The transition by expectation maximisation."""
     n_classes = len(start)
     others = np.outer(learnable, learnable) & ~np.eye(n_classes, dtype=bool)
     evenly = others / np.maximum(others.sum(axis=1, keepdims=True), 1)
@@ -247,7 +289,7 @@ def _transition(given: Codes, classes: NDArray[np.int32], q: Double, start: Code
         transition = counts / counts.sum(axis=1, keepdims=True)
         posterior, evidence = _posterior(given, classes, q, transition)
         counts = _table(cells.ravel(), posterior.ravel(), n_classes)
-    return transition, float(np.log(evidence).mean())
+    return _Fit(transition, float(counts.sum() - np.trace(counts)), float(np.log(evidence).mean()))
 
 
 def _table(cells: Codes, weights: Double, n_classes: int) -> Double:

@@ -17,6 +17,8 @@ CLASS_SCHEMA = {
     "class_name": pl.String,
     "n": pl.Int64,
     "noise_rate": pl.Float32,
+    "noise_rate_low": pl.Float32,
+    "noise_rate_high": pl.Float32,
     "inverse_noise_rate": pl.Float32,
     "accuracy": pl.Float32,
     "most_common_correction": pl.String,
@@ -33,10 +35,13 @@ def class_report(
     """Table class_report: one row per class, sorted by name.
 
     given: (n,) codes of class_names, -1 for unlabelled. probs: (n, K) out-of-fold. issues: table label_issues of the same images.
-    learnable: (K,). A class without checked images has null rates. Of equally frequent corrections the first by name is named.
+    learnable: (K,). A class without checked images has null rates. noise_rate_low and _high are what the lowest and the highest
+    estimate of the whole number give the class. Of equally frequent corrections the first by name is named.
     """
     n_classes = len(class_names)
-    joint = label_noise(given, probs, learnable).joint(given)
+    noise = label_noise(given, probs, learnable)
+    joint = noise.joint(given)
+    low, _, high = noise.rates(given)
     labelled = given >= 0
     counts = np.bincount(given[labelled], minlength=n_classes)
     right = np.bincount(given[labelled], _most_probable(probs)[labelled] == given[labelled], n_classes)
@@ -47,6 +52,8 @@ def class_report(
             "class_name": pl.Series(class_names, dtype=pl.String),
             "n": counts,
             "noise_rate": _off_diagonal(joint, axis=1),
+            "noise_rate_low": pl.Series(values=low, nan_to_null=True),
+            "noise_rate_high": pl.Series(values=high, nan_to_null=True),
             "inverse_noise_rate": pl.Series(_off_diagonal(joint, axis=0)).set(pl.Series(~checked), None),
             "accuracy": [r / c if ok else None for r, c, ok in zip(right.tolist(), counts.tolist(), checked.tolist(), strict=True)],
             "is_learnable": learnable,
