@@ -127,9 +127,12 @@ def estimate(readings: Readings) -> Estimate:
     r = readings
     evidence = r.uniform / max(r.gentle, _TINY)
     none_seen = _ramp(evidence, 0.25, 0.0)
-    excess = _ramp(r.joint / max(r.disagreement, 0.5) - 2 * r.disagreement / r.n, 0.05, 0.25)
-    apart = _between(max(r.joint, r.disagreement - OWN * r.crowded**2 * r.n), r.disagreement, none_seen)
-    mixed = _between(_between(r.joint, min(r.by_class, r.joint), 0.6 * (1 - excess)), r.disagreement, 0.35 * none_seen)
+    ratio = r.joint / max(r.disagreement, 0.5)
+    # More than all disagreements are no errors: thresholds below the most probable class, as of a weak model with many classes.
+    joint = min(r.joint, r.disagreement)
+    excess = _ramp(ratio - 2 * r.disagreement / r.n, 0.05, 0.25) * _ramp(ratio, 1.1, 1.0)
+    apart = _between(max(joint, r.disagreement - OWN * r.crowded**2 * r.n), r.disagreement, none_seen)
+    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, 0.35 * none_seen)
     count = _between(mixed, apart, _ramp(r.crowded, MIXED, APART))
     plain = _ramp(evidence, 0.6, 1.0)
     if r.sharpness >= 2:
