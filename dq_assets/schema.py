@@ -215,6 +215,7 @@ TABLES: dict[str, Table] = {
             ),
             rows="some_images",
             inputs=("raw_manifest", "image_properties", "neighbors"),
+            algorithm=2,
             settings=("duplicates",),
             kinds=frozenset({"python", "duckdb"}),
         ),

@@ -114,6 +114,7 @@ class Duplicates:
     phash_distance: int = setting(10, "Pairs of perceptual hashes at most this many bits apart are looked at.", low=0, high=32)
     cosine_distance: float = setting(0.25, "Neighbours at most this far apart are looked at (nearest 3: twice that).", low=0, high=2)
     min_correlation: float = setting(0.9, "Least correlation of the aligned pixels for a near-duplicate.", low=0, high=1)
+    mirrored: bool = setting(True, "Whether a mirror image is a copy; say false where left and right matter (text, digits, signs).")
 
 
 @dataclass(frozen=True)

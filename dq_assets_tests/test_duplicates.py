@@ -211,6 +211,14 @@ def test_pairs_are_confirmed_rejected_or_counted_as_unread(threads: int) -> None
     assert cv2.getNumThreads() == before
 
 
+def test_a_mirror_image_is_a_copy_unless_the_setting_says_otherwise() -> None:
+    images = [CHINA, CHINA[:, ::-1].copy(), jpeg(CHINA, 60)]
+    pairs = np.array([[0, 1], [0, 2]])
+    assert np.isfinite(confirm_pairs(pairs, images.__getitem__, SETTINGS, threads=1)).tolist() == [True, True]
+    strict = Duplicates(mirrored=False)
+    assert np.isfinite(confirm_pairs(pairs, images.__getitem__, strict, threads=1)).tolist() == [False, True]
+
+
 def test_an_error_that_is_not_of_the_image_passes() -> None:
     def load(position: int) -> Image:
         raise RuntimeError("lake is gone")

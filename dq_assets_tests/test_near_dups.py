@@ -65,6 +65,38 @@ def test_two_votes_outweigh_a_model_that_leans_the_other_way() -> None:
     assert frame.get_column("is_wrong_label").to_list() == [False, False, True]
 
 
+TRIPLE = groups(*[(i, 10, "near", 0.05) for i in (10, 11, 12)])
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_the_odd_one_of_three_labels_is_wrong_whichever_it_is(odd: int) -> None:
+    labels: list[str | None] = ["cat"] * 3
+    labels[odd] = "dog"
+    frame = near_dups(manifest(labels), TRIPLE, probs(*[UNSURE] * 3), CLASSES)
+    assert frame.get_column("is_wrong_label").to_list() == [i == odd for i in range(3)]
+    # Two votes against one: 18 to 1, and 1 to 18 x 18 for the class without any.
+    assert frame.get_column("confidence")[0] == pytest.approx(1 / (1 + 1 / 18 + 1 / 18**2), rel=1e-4)
+
+
+def test_a_very_sure_model_outweighs_two_votes_and_says_how_sure_it_is() -> None:
+    frame = near_dups(manifest(["cat", "cat", "dog"]), TRIPLE, probs(*[(0.005, 0.99, 0.005)] * 3), CLASSES)
+    assert frame.get_column("is_wrong_label").to_list() == [True, True, False]
+    assert frame.get_column("confidence")[0] == pytest.approx(198 / (198 + 18 + 1 / 18), rel=1e-3)
+
+
+def test_of_three_different_labels_the_model_chooses_one() -> None:
+    frame = near_dups(manifest(["cat", "dog", "fox"]), TRIPLE, probs(*[(0.2, 0.1, 0.7)] * 3), CLASSES)
+    assert frame.get_column("resolved_label").to_list() == ["fox"] * 3
+    assert frame.get_column("is_wrong_label").to_list() == [True, True, False]
+    assert frame.get_column("confidence")[0] == pytest.approx(0.7, rel=1e-4)
+
+
+def test_two_against_two_is_the_models_to_decide() -> None:
+    table = groups(*[(i, 10, "near", 0.05) for i in (10, 11, 12, 13)])
+    frame = near_dups(manifest(["cat", "dog", "cat", "dog"]), table, probs(*[SURE_DOG] * 4), CLASSES)
+    assert frame.get_column("is_wrong_label").to_list() == [True, False, True, False]
+
+
 def test_a_label_that_no_copy_contradicts_stands_with_low_confidence() -> None:
     frame = near_dups(manifest(["cat", None]), PAIR, probs((0.001, 0.998, 0.001), (0.001, 0.998, 0.001)), CLASSES)
     assert frame.get_column("label_conflict").to_list() == [False, False]

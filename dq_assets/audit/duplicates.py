@@ -84,7 +84,7 @@ def confirm_pairs(
             for start in range(0, len(pairs), _BLOCK):
                 block = pairs[start : start + _BLOCK]
                 _hold(held, np.unique(block).tolist(), load, pool)
-                looks = pool.map(lambda pair: _distance(held[pair[0]], held[pair[1]], settings.min_correlation), block.tolist())
+                looks = pool.map(lambda pair: _distance(held[pair[0]], held[pair[1]], settings), block.tolist())
                 answer[start : start + len(block)] = list(looks)
                 if progress is not None:
                     progress(start + len(block))
@@ -228,11 +228,11 @@ def _hold(
         held.popitem(last=False)
 
 
-def _distance(a: Prepared | None, b: Prepared | None, least: float) -> float:
+def _distance(a: Prepared | None, b: Prepared | None, settings: settings.Duplicates) -> float:
     if a is None or b is None:
         return float("inf")
-    found = correlation(a, b, enough=least)
-    return 1 - found if found >= least else float("nan")
+    found = correlation(a, b, enough=settings.min_correlation, mirrored=settings.mirrored)
+    return 1 - found if found >= settings.min_correlation else float("nan")
 
 
 def _equal_images(content: Sequence[str | None], pixel_hash: Sequence[str | None]) -> tuple[Ints, list[str]]:

@@ -18,24 +18,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_assets.audit.alignment import (
+    KEYPOINT_SIDE,
+    NO_KEYPOINTS,
+    Keypoints,
+    is_sane,
+    keypoint_movement,
+    keypoints,
+    laid_over,
+    refined,
+    turned_frames,
+)
+
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
-WITNESS_VERSION = 1
+WITNESS_VERSION = 2
 """Raised whenever an answer of this module changes; stored answers of older versions are not used then."""
 
 WORK_SIDE = 96
 """Longest side, in pixels, at which pixels are compared: small enough that JPEG at quality 30 is above .95 of its original."""
 
-KEYPOINT_SIDE = 256
-"""Longest side at which keypoints are sought."""
-
 SMALL_SIDE = 64
-"""Below this longest side there are no keypoints and no warp: a shift is all that is allowed (two digits 1 differ by a warp)."""
-
-MIN_INLIERS = 10
-"""Keypoints that must agree on one movement. Copies had at least 32, look-alikes 7 in the median."""
+"""Below this longest side there are no keypoints and no warp: a cut and a shift are all that is allowed (two digits 1 differ by a warp)."""
 
 PLAIN_BELOW = 2.0
 """Standard deviation in grey levels under which an image is plain: correlation of noise says nothing."""
@@ -46,88 +52,105 @@ TONE_LIMIT = 0.28
 by the next skin tone, 95 in 100 had more."""
 
 SMALL_TONE_LIMIT = 0.12
-"""The same for images under SMALL_SIDE: MNIST digits had .064 when saved as JPEG (98th percentile), their nearest others .15 or more."""
+"""The same for the brightness of images under SMALL_SIDE: MNIST digits had .064 when saved as JPEG (98th percentile), their nearest
+others .15 or more. Not for colour: JPEG keeps it at half of the resolution."""
+
+CLIPPED = 250
+"""Grey level from which on a channel may have been cut off by brightening."""
+
+CUTS = (0.95, 0.9, 0.85)
+"""Shares of the side of a small image that a copy may show at another scale."""
+
+SMALL_SHIFT = 0.15
+"""Largest shift of a small image, as a share of its longest side."""
+
+SMALL_START = 0.8
+"""Least correlation of the middle of a small image at its best whole-pixel shift; below it nothing is refined."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_THUMB = 16
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image ready to be compared, about 45 kB. points are in pixels of `pixels`; index 1 of points and descriptors is mirrored."""
+    """An image ready to be compared, some 50 kB. Index 1 of what comes in two is mirrored.
+
+    spread: standard deviation in grey levels. thumbs: (256,) of mean 0 and length 1.
+    """
 
     pixels: Image
-    points: tuple[Floats, Floats]
-    descriptors: tuple[Image | None, Image | None]
+    spread: float
+    thumbs: tuple[Floats, Floats]
+    keypoints: tuple[Keypoints, Keypoints]
 
 
 def prepare(image: Image) -> Prepared:
-    """Shrink an image and find its keypoints (ORB, Rublee et al. 2011), in both orientations as ORB does not see through a mirror.
+    """Shrink an image and find its keypoints, in both orientations.
 
     image: uint8 (h, w), (h, w, 1) or (h, w, 3) RGB. Raises ValueError for other shapes and types.
     """
+    import cv2
+
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0 or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise ValueError(f"Expected a grey or RGB uint8 image, got {image.dtype} {image.shape}. Convert it first.")
     rgb = image if image.ndim == 3 and image.shape[2] == 3 else np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     pixels = _resize(rgb, min(1.0, WORK_SIDE / max(rgb.shape[:2])))
-    none = np.empty((0, 2), dtype=np.float32)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    thumb = cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).astype(np.float32)
+    thumb -= thumb.mean()
+    thumb /= max(float(np.linalg.norm(thumb)), 1e-6)
     factor = KEYPOINT_SIDE / max(rgb.shape[:2])
-    # A strip too: ORB fails on the upper levels of its pyramid ("inv_scale_x > 0").
-    if max(rgb.shape[:2]) < SMALL_SIDE or min(rgb.shape[:2]) * factor < SMALL_SIDE:
-        return Prepared(pixels, (none, none), (None, None))
-    import cv2
-
-    large = _resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), factor)
-    ratio = max(pixels.shape[:2]) / max(large.shape[:2])
-    points, descriptors = zip(*(_keypoints(view, ratio) for view in (large, np.ascontiguousarray(large[:, ::-1]))), strict=True)
-    return Prepared(pixels, points, descriptors)
+    found = (NO_KEYPOINTS, NO_KEYPOINTS)
+    # No strip either: ORB fails on the upper levels of its pyramid ("inv_scale_x > 0").
+    if max(rgb.shape[:2]) >= SMALL_SIDE and min(rgb.shape[:2]) * factor >= SMALL_SIDE:
+        found = keypoints(_resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), factor))
+    return Prepared(pixels, float(grey.std()), (thumb.ravel(), thumb[:, ::-1].ravel()), found)
 
 
-def aligned_correlation(a: Image, b: Image) -> float:
+def aligned_correlation(a: Image, b: Image, *, mirrored: bool = True) -> float:
     """How well the pixels of b, laid over a, correlate with those of a. In [0, 1]; above .9 they are the same picture.
 
-    a, b: uint8, grey or RGB, of any size. Brightness and contrast cancel; a mirror, a crop down to about half of the area, a change of
-    size and a rotation up to 20 degrees are undone. Another colour, or another structure in a tenth of the picture, counts against it.
+    a, b: uint8, grey or RGB, of any size. Brightness and contrast cancel; a mirror (if `mirrored`), a crop down to about half of the
+    area, a change of size and a rotation up to 20 degrees are undone. Another colour, or another structure in a tenth of the picture,
+    counts against it.
     """
-    return correlation(prepare(a), prepare(b))
+    return correlation(prepare(a), prepare(b), mirrored=mirrored)
 
 
-def correlation(a: Prepared, b: Prepared, *, enough: float = 0.9) -> float:
+def correlation(a: Prepared, b: Prepared, *, enough: float = 0.9, mirrored: bool = True) -> float:
     """`aligned_correlation` of two prepared images where that is at least `enough`, else some number below `enough`.
 
     Orientations are tried until one reaches `enough`, and a movement is given up as soon as it cannot.
     """
     side = min(max(a.pixels.shape[:2]), max(b.pixels.shape[:2]))
-    first, second = (_resize(p.pixels, side / max(p.pixels.shape[:2])).astype(np.float32) for p in (a, b))
-    grey_a = first @ _LUMA
-    if min(float(grey_a.std()), float((second @ _LUMA).std())) < PLAIN_BELOW:
-        return _plain_agreement(first, second)
+    if min(a.spread, b.spread) < PLAIN_BELOW:
+        return _plain_agreement(*_views(a, b, side, mirrored=False))
+    laid = _small_overlays if side < SMALL_SIDE else _overlays
     best = 0.0
-    for mirrored in (False, True):
-        other = np.ascontiguousarray(second[:, ::-1]) if mirrored else second
-        for movement in _movements(a, b, grey_a, other @ _LUMA, mirrored):
-            best = max(best, _agreement(first, other, movement, enough))
+    for orientation in (False, True) if mirrored else (False,):
+        for first, second, movement in laid(a, b, side, orientation):
+            best = max(best, _agreement(first, second, movement, enough))
         if best >= enough:
             break
     return best
 
 
+def _views(a: Prepared, b: Prepared, side: int, *, mirrored: bool) -> tuple[Floats, Floats]:
+    """Both pictures as floats with one longest side, the second one mirrored if that is asked."""
+    first, second = (_resize(p.pixels, side / max(p.pixels.shape[:2])).astype(np.float32) for p in (a, b))
+    return first, np.ascontiguousarray(second[:, ::-1]) if mirrored else second
+
+
 def _resize(image: Any, factor: float) -> Any:
+    return _sized(image, max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+
+
+def _sized(image: Any, width: int, height: int) -> Any:
     import cv2
 
-    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    if size == (image.shape[1], image.shape[0]):
+    if (height, width) == image.shape[:2]:
         return image
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-
-
-def _keypoints(grey: Image, ratio: float) -> tuple[Floats, Image | None]:
-    import cv2
-
-    # fastThreshold 5 instead of 20: a plain shirt on a plain sheet has no strong corners. Made anew, as threads must not share it.
-    detector = cv2.ORB_create(nfeatures=200, nlevels=6, edgeThreshold=12, patchSize=24, fastThreshold=5)  # type: ignore[attr-defined]
-    found, descriptors = detector.detectAndCompute(grey, None)
-    points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
-    return (points + 0.5) * np.float32(ratio) - 0.5, descriptors
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_LINEAR)
 
 
 def _plain_agreement(a: Floats, b: Floats) -> float:
@@ -138,92 +161,66 @@ def _plain_agreement(a: Floats, b: Floats) -> float:
     return float(np.abs(cv2.blur(a, (3, 3)) - cv2.blur(c, (3, 3))).max() <= 4)
 
 
-def _movements(a: Prepared, b: Prepared, grey_a: Floats, grey_b: Floats, mirrored: bool) -> list[Matrix]:
-    """Movements from pixels of a to pixels of b that may lay b over a: from keypoints, or squashing b into a; both refined."""
-    identity = np.array([[grey_b.shape[1] / grey_a.shape[1], 0, 0], [0, grey_b.shape[0] / grey_a.shape[0], 0]])
-    if min(max(a.pixels.shape[:2]), max(b.pixels.shape[:2])) < SMALL_SIDE:
-        return [m for m in (identity, _refined(grey_a, grey_b, identity, shift_only=True)) if _is_sane(m, identity, grey_a)]
-    starts = [_keypoint_movement(a, b, mirrored)]
-    alike = _correlate(grey_a, _laid_over(grey_b, identity, grey_a), np.ones_like(grey_a))
+def _overlays(a: Prepared, b: Prepared, side: int, mirrored: bool) -> list[tuple[Floats, Floats, Matrix]]:
+    """Both pictures and the movements that may lay b over a: from keypoints, or squashing b into a; both refined on the pixels."""
+    start = keypoint_movement(a.keypoints[0], b.keypoints[mirrored], side)
     # Keypoints of a drawing do not survive a resize by half, its squashed pixels do. Where both images have corners and these do
     # not match, it is another picture; without corners a fair start is worth refining.
-    rich = min(len(a.points[0]), len(b.points[mirrored])) >= 50
-    if alike >= 0.9 or (alike >= 0.6 and not rich and starts[0] is None):
-        starts.append(identity)
-    refined = [_refined(grey_a, grey_b, start, shift_only=False) for start in starts if start is not None]
-    return [movement for movement in refined if _is_sane(movement, identity, grey_a)]
+    alike = float(a.thumbs[0] @ b.thumbs[mirrored])
+    rich = min(len(a.keypoints[0].points), len(b.keypoints[mirrored].points)) >= 50
+    squash = alike >= 0.9 or (alike >= 0.6 and not rich and start is None)
+    if start is None and not squash:
+        return []
+    first, second = _views(a, b, side, mirrored=mirrored)
+    squashed = np.array([[second.shape[1] / first.shape[1], 0, 0], [0, second.shape[0] / first.shape[0], 0]])
+    starts = [each for each in (start, squashed if squash else None) if each is not None]
+    grey = first @ _LUMA, second @ _LUMA
+    found = [refined(*grey, each) for each in starts]
+    return [(first, second, movement) for movement in found if is_sane(movement, squashed)]
 
 
-def _keypoint_movement(a: Prepared, b: Prepared, mirrored: bool) -> Matrix | None:
-    """Rotation, scale and shift that most keypoints agree on (RANSAC), or None if fewer than MIN_INLIERS do."""
+def _small_overlays(a: Prepared, b: Prepared, side: int, mirrored: bool) -> list[tuple[Floats, Floats, Matrix]]:
+    """Small pictures, one squashed into the other or cut to its size, and their shift."""
     import cv2
 
-    left, right = a.descriptors[0], b.descriptors[mirrored]
-    if left is None or right is None or min(len(left), len(right)) < MIN_INLIERS:
-        return None
-    matches = _mutual_matches(left, right)[:100]
-    if len(matches) < MIN_INLIERS:
-        return None
-    source, target = a.points[0][matches[:, 0]], b.points[mirrored][matches[:, 1]]
-    movement, inliers = cv2.estimateAffinePartial2D(source, target, method=cv2.RANSAC, ransacReprojThreshold=2.0, maxIters=300)
-    if movement is None or int(inliers.sum()) < MIN_INLIERS:
-        return None
-    return np.asarray(movement, dtype=np.float64)
+    found = []
+    for first, second in (_views(a, b, side, mirrored=mirrored), *_cut(a.pixels, b.pixels[:, ::-1] if mirrored else b.pixels)):
+        squashed = np.array([[second.shape[1] / first.shape[1], 0, 0], [0, second.shape[0] / first.shape[0], 0]])
+        grey_a, grey_b = first @ _LUMA, second @ _LUMA
+        y, x = (round(length * SMALL_SHIFT) for length in grey_a.shape)
+        middle = cv2.resize(grey_b, (grey_a.shape[1], grey_a.shape[0]))[y : -y or None, x : -x or None]
+        if float(cv2.matchTemplate(grey_a, middle, cv2.TM_CCOEFF_NORMED).max()) < SMALL_START:
+            continue
+        shifted = refined(grey_a, grey_b, squashed, shift_only=True)
+        near = is_sane(shifted, squashed) and np.abs(shifted[:, 2]).max() <= SMALL_SHIFT * side
+        found += [(first, second, movement) for movement in ((squashed, shifted) if near else (squashed,))]
+    return found
 
 
-def _mutual_matches(left: Image, right: Image) -> NDArray[np.int64]:
-    """(m, 2) rows of left and right (uint8, 32 bytes each) that are each other's nearest by Hamming distance, closest first.
+def _cut(a: Image, b: Image) -> list[tuple[Floats, Floats]]:
+    """The part of the larger picture that the smaller one resembles most, with the smaller one; nothing if they are of one size.
 
-    What OpenCV's BFMatcher(NORM_HAMMING, crossCheck=True) answers, in half of its time, which was most of a comparison's.
+    Cut at its own scale, or at that of one of CUTS. Not for one size: cutting and enlarging laid digits 1 and 7 over each other.
     """
-    a, b = left.view(np.uint64), right.view(np.uint64)
-    distance = np.zeros((len(a), len(b)), dtype=np.uint16)
-    for word in range(a.shape[1]):
-        distance += np.bitwise_count(a[:, None, word] ^ b[None, :, word])
-    nearest = distance.argmin(axis=1)
-    mutual = np.flatnonzero(distance.argmin(axis=0)[nearest] == np.arange(len(a)))
-    order = np.argsort(distance[mutual, nearest[mutual]], kind="stable")
-    return np.stack([mutual, nearest[mutual]], axis=1)[order]
-
-
-def _refined(a: Floats, b: Floats, start: Matrix, *, shift_only: bool) -> Matrix:
-    """The movement improved on the pixels (ECC, Evangelidis and Psarakis 2008); the start if that finds no way."""
     import cv2
 
-    kind = cv2.MOTION_TRANSLATION if shift_only else cv2.MOTION_AFFINE
-    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
-    smooth = [cv2.GaussianBlur(view, (0, 0), 1.0) for view in (a, b)]
-    try:
-        _, movement = cv2.findTransformECC(smooth[0], smooth[1], start.astype(np.float32), kind, stop, None, 5)
-    except cv2.error:  # "The algorithm stopped before its convergence": the images have nothing in common from this start
-        return start
-    return np.asarray(movement, dtype=np.float64)
-
-
-def _is_sane(movement: Matrix, identity: Matrix, grey_a: Floats) -> bool:
-    """Scale .5 to 2, rotation up to 20 degrees, hardly any shear or squash but that of the sides.
-
-    A free affine warp laid one pair of trousers over another at .93.
-    """
-    linear = movement[:, :2]
-    if not np.isfinite(movement).all() or np.linalg.det(linear) <= 0:
-        return False
-    scale, angle = np.hypot(linear[0, 0], linear[1, 0]), np.degrees(np.arctan2(linear[1, 0], linear[0, 0]))
-    squash = min(_squash(linear), _squash(linear @ np.linalg.inv(identity[:, :2])))
-    shift = np.abs(movement[:, 2]).max() / max(grey_a.shape)
-    return bool(0.5 <= scale <= 2 and abs(angle) <= 20 and squash <= 1.08 and (max(grey_a.shape) >= SMALL_SIDE or shift <= 0.15))
-
-
-def _squash(linear: Matrix) -> float:
-    large, small = np.linalg.svd(linear, compute_uv=False)
-    return float(large / max(small, 1e-9))
-
-
-def _laid_over(b: Floats, movement: Matrix, a: Floats) -> Floats:
-    import cv2
-
-    moved = cv2.warpAffine(b, movement, (a.shape[1], a.shape[0]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return np.asarray(moved, dtype=np.float32)
+    swap = a.shape[0] * a.shape[1] < b.shape[0] * b.shape[1]
+    large, small = (np.ascontiguousarray(view) for view in ((b, a) if swap else (a, b)))
+    height, width = small.shape[:2]
+    if height > large.shape[0] or width > large.shape[1] or small.shape == large.shape:
+        return []
+    sizes = [(round(width / share), round(height / share)) for share in CUTS]
+    if min(height / large.shape[0], width / large.shape[1]) >= min(CUTS):
+        sizes.append((large.shape[1], large.shape[0]))
+    best, part = -1.0, small
+    for wide, high in sizes:
+        scaled = _sized(large, wide, high)
+        score = cv2.matchTemplate(scaled, small, cv2.TM_CCOEFF_NORMED)
+        y, x = divmod(int(score.argmax()), score.shape[1])
+        if score[y, x] > best:
+            best, part = float(score[y, x]), scaled[y : y + height, x : x + width]
+    pair = part.astype(np.float32), small.astype(np.float32)
+    return [(pair[1], pair[0]) if swap else pair] if best >= SMALL_START else []
 
 
 def _agreement(a: Floats, b: Floats, movement: Matrix, enough: float) -> float:
@@ -231,14 +228,12 @@ def _agreement(a: Floats, b: Floats, movement: Matrix, enough: float) -> float:
 
     Cheapest first: once one is below `enough`, so is the answer, and the others are not computed.
     """
-    grey_a, grey_b = a @ _LUMA, b @ _LUMA
-    mask = (_laid_over(np.ones_like(grey_b), movement, grey_a) > 0.999).astype(np.float32)
-    share_a = float(mask.mean())
-    share_b = float(mask.sum()) * abs(float(np.linalg.det(movement[:, :2]))) / grey_b.size
+    mask, share_a, share_b = _shared(a.shape[:2], b.shape[:2], movement)
     # Cut by 15 % at each side, .48 of the area is left; the smaller one must lie almost wholly in the larger.
     if max(share_a, share_b) < 0.75 or min(share_a, share_b) < 0.35:
         return 0.0
-    moved = _laid_over(b, movement, a)
+    moved = laid_over(b, movement, a)
+    grey_a = a @ _LUMA
     moved_grey = moved @ _LUMA
     raw = _correlate(grey_a, moved_grey, mask)
     if raw < enough:
@@ -251,8 +246,26 @@ def _agreement(a: Floats, b: Floats, movement: Matrix, enough: float) -> float:
     worst = 1 - (1 - (coarse_worst + fine_worst) / 2) / 4
     if worst < enough:
         return max(worst, 0.0)
-    tone = 1 - _tone(a, moved, mask) * 0.1 / (TONE_LIMIT if max(grey_a.shape) >= SMALL_SIDE else SMALL_TONE_LIMIT)
-    return float(np.clip(min(raw, coarse, worst, tone), 0, 1))
+    both, brightness = _tone(a, moved, mask)
+    tone = max(both / TONE_LIMIT, brightness / SMALL_TONE_LIMIT if max(grey_a.shape) < SMALL_SIDE else 0.0)
+    return float(np.clip(min(raw, coarse, worst, 1 - tone * 0.1), 0, 1))
+
+
+def _shared(shape_a: tuple[int, ...], shape_b: tuple[int, ...], movement: Matrix) -> tuple[Floats, float, float]:
+    """(mask over a of what both pictures show, that share of a's area, that of b's area).
+
+    The shares are those of the frames. The mask is one pixel less, where the outside is mixed in, and less the corners of a rotation.
+    """
+    import cv2
+
+    covered = np.asarray(laid_over(np.ones(shape_b, np.float32), movement, np.empty(shape_a, np.float32)) > 0.999, dtype=np.uint8)
+    share = float(covered.mean())
+    share_b = share * covered.size * abs(float(np.linalg.det(movement[:, :2]))) / (shape_b[0] * shape_b[1])
+    mask = cv2.erode(covered, np.ones((3, 3), np.uint8)).astype(np.float32)
+    frames = turned_frames(shape_a, shape_b, movement)
+    if frames is not None:
+        mask *= frames[0] * (laid_over(frames[1].astype(np.float32), movement, mask) > 0.999)
+    return mask, share, share_b
 
 
 def _correlate(x: Floats, y: Floats, mask: Floats) -> float:
@@ -287,28 +300,36 @@ def _structure(x: Floats, y: Floats, mask: Floats, *, sigmas: tuple[float, float
     return whole, float(np.quantile(uv[active] / np.sqrt(uu[active] * vv[active] + 1e-3), 0.1))
 
 
-def _tone(a: Floats, b: Floats, mask: Floats) -> float:
-    """Largest difference of a block in brightness or colour, once one contrast and one brightness are fitted for all channels.
+def _tone(a: Floats, b: Floats, mask: Floats) -> tuple[float, float]:
+    """Worst difference of a block in (brightness and colour, brightness), one contrast and one brightness fitted for all.
 
-    In standard deviations of the picture; 0 is best. Only the outer blocks are left out: a rotation leaves corners of another colour.
+    In standard deviations of the picture; 0 is best. Only the outer blocks are left out: they hold least of the picture.
     """
     import cv2
 
     inside = mask[..., None]
     weight = max(3 * float(mask.sum()), 1.0)
-    u, v = ((view - float((view * inside).sum()) / weight) * inside for view in (a, b))
-    energy = [float((view * view).sum()) for view in (u, v)]
+    # What is clipped in one picture alone takes no part in the fit; what is white in both holds it, or a lighter skin would pass
+    # for more light.
+    clipped = (np.maximum(a, b) >= CLIPPED) & (np.minimum(a, b) < CLIPPED)
+    fitted = inside * ~clipped
+    if float(fitted.sum()) < 0.2 * weight:
+        fitted = inside
+    parts_of = max(float(fitted.sum()), 1.0)
+    means = [float((view * fitted).sum()) / parts_of for view in (a, b)]
+    u, v = a - np.float32(means[0]), b - np.float32(means[1])
+    energy = [float((view * view * fitted).sum()) for view in (u, v)]
     # The one with less contrast is stretched, so that what the other one clipped is clipped too.
-    low, high = (u, v) if energy[0] <= energy[1] else (v, u)
-    gain = float((low * high).sum()) / max(min(energy), 1e-3)
-    brightness = float(((b if low is u else a) * inside).sum()) / weight
+    low, high, brightness = (u, v, means[1]) if energy[0] <= energy[1] else (v, u, means[0])
+    gain = float((low * high * fitted).sum()) / max(min(energy), 1e-3)
     difference = (np.clip(low * gain + brightness, 0, 255) - np.clip(high + brightness, 0, 255)) * inside
-    smooth = cv2.GaussianBlur(difference, (0, 0), 1.5) / np.maximum(cv2.GaussianBlur(mask, (0, 0), 1.5), 1e-3)[..., None]
+    spread = max(float(((view - float((view * inside).sum()) / weight) ** 2 * inside).sum()) for view in (a, b)) / weight
+    smooth = cv2.GaussianBlur(difference, (0, 0), 1.5) / np.maximum(cv2.GaussianBlur(mask, (0, 0), 1.5), 1e-3)[..., None] * inside
+    even = smooth.mean(axis=2)
     height, width = (max(5, length // 12) for length in mask.shape)
-    squared, area = (
-        cv2.blur(np.ascontiguousarray(z, dtype=np.float32), (width, height))[height // 2 :: height, width // 2 :: width]
-        for z in ((smooth * inside * smooth).mean(axis=2), mask)
-    )
-    edge = max(1, len(area) // 8)
-    worst = (squared * (area > 0.5))[edge:-edge, edge:-edge].max(initial=0.0)
-    return float(np.sqrt(max(float(worst), 0.0) / max(max(energy) / weight, 1e-3)))
+    parts = np.stack([(smooth * smooth).mean(axis=2), even * even, mask], axis=2, dtype=np.float32)
+    blocks = cv2.blur(parts, (width, height))[height // 2 :: height, width // 2 :: width]
+    edge = max(1, len(blocks) // 8)
+    worst = (blocks[..., :2] * (blocks[..., 2:] > 0.5))[edge:-edge, edge:-edge].max(axis=(0, 1), initial=0.0)
+    both, alone = np.sqrt(np.maximum(worst, 0.0) / max(spread, 1e-3)).tolist()
+    return both, alone

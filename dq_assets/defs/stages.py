@@ -219,7 +219,7 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     Verdicts are committed by blocks, so that a killed run goes on where it stopped.
     """
     options, images, name = session.settings.duplicates, session.settings.images, session.dataset.name
-    witness = f"{duplicates.WITNESS_VERSION}@{options.min_correlation:g}"
+    witness = f"{duplicates.WITNESS_VERSION}@{options.min_correlation:g}" + ("" if options.mirrored else ", no mirrors")
     shas, uris, sizes = fine["content_sha256"].to_numpy(), fine["uri"].to_list(), fine["bytes"].to_list()
     contents = pl.DataFrame({"a": shas[pairs[:, 0]], "b": shas[pairs[:, 1]]}, schema={"a": pl.String, "b": pl.String})
     named = contents.select(content_a=pl.min_horizontal("a", "b"), content_b=pl.max_horizontal("a", "b"), row=pl.int_range(pl.len()))
