@@ -81,7 +81,6 @@ def inspect(path: str, settings: Images, root: str | None = None) -> ImageRecord
     record = ImageRecord()
     try:
         info = os.stat(path)
-        info = os.stat(path)
     except (OSError, ValueError) as error:
         return replace(record, status=_status_of(error), reason=_one_line(error))
     if not stat.S_ISREG(info.st_mode):
