@@ -277,16 +277,19 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             "outliers",
-            "Images far from all others: mean cosine distance to the nearest neighbours that are not duplicates.",
+            "Images that belong to no class: far from their nearest neighbours that are no copies, which have other labels.",
             ("image_id",),
             (
                 IMAGE_ID,
-                _score("outlier", "exp(-mean distance / median over the dataset).", nullable=True),
-                _flag("outlier", "Whether the mean distance is beyond the upper fence; null if it could not be checked.", nullable=True),
+                _score("outlier", "exp(-distance / median over the dataset).", nullable=True),
+                _flag(
+                    "outlier", "Whether the distance is beyond what regular images reach; null if it could not be checked.", nullable=True
+                ),
             ),
             rows="ok_images",
             inputs=("neighbors", "duplicate_groups", "raw_manifest"),
             settings=("outliers",),
+            algorithm=2,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

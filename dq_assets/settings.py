@@ -102,7 +102,7 @@ class Encoder:
 class Neighbors:
     """The nearest-neighbour graph."""
 
-    k: int = setting(10, "Neighbours kept per image.", low=1, high=1000)
+    k: int = setting(20, "Neighbours kept per image; duplicates are sought among the nearest 10.", low=1, high=1000)
     exact_up_to: int = setting(20_000, "Up to this many images the search is by brute force; beyond it an index is used.", low=0)
     recall: float = setting(0.98, "Share of the true neighbours that the index has to find for a sample of images.", low=0.5, high=1)
 
@@ -147,7 +147,9 @@ class Labels:
 class Outliers:
     """Outliers."""
 
-    fence: float = setting(1.7, "Flag beyond the third quartile plus this many interquartile ranges.", low=0)
+    false_alarm_rate: float = setting(
+        0.005, "Share of regular images that the flag may name; measured shares were lower.", low=1e-6, high=0.05
+    )
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_other_content_settings_and_looks_are_drawn_anew(session: Session, monke
     pictures_of(session, "outliers")
     put(session, "outliers", outliers(5))
     assert texts(pictures_of(session, "outliers"))["top outliers"].count("data:image/webp") == 5
-    session.dataset = Dataset("reds", session.dataset.path, settings=Settings().with_values({"outliers.fence": "3"}))
+    session.dataset = Dataset("reds", session.dataset.path, settings=Settings().with_values({"outliers.false_alarm_rate": "0.02"}))
     pictures_of(session, "outliers")
     put(session, "raw_manifest", session.table("raw_manifest").with_columns(given_label=pl.lit("dog")))
     assert "dog" in texts(pictures_of(session, "outliers"))["top outliers"]

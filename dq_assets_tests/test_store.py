@@ -316,7 +316,7 @@ def test_a_changed_setting_makes_its_table_and_what_follows_stale(lake: Lake) ->
     settings = Settings()
     settle(lake, settings)
     assert audits.stale_tables(settings, versions(lake, NAME), {}) == []
-    changed = settings.with_values({"outliers.fence": "3"})
+    changed = settings.with_values({"outliers.false_alarm_rate": "0.02"})
     assert audits.stale_tables(changed, versions(lake, NAME), {}) == ["outliers"]
     record_version(lake, NAME, "outliers", Version(audits.fingerprint("outliers", changed, versions(lake, NAME)), "another digest", 0, {}))
     assert audits.stale_tables(changed, versions(lake, NAME), {}) == ["curated_dataset"]

@@ -113,7 +113,7 @@ def neighbor_graph(
     """The options.k nearest others of every row: exact up to options.exact_up_to rows, else from cells with options.recall.
 
     vectors, progress and errors as of `nearest_neighbors`. Copies count once in the search, so all of them are found. cells: of an
-    earlier search, used as far as they go. Memory beyond the vectors and the answer: 1.3 kB a row.
+    earlier search, used as far as they go. Memory beyond the vectors: some 3 kB a row.
     """
     if len(vectors) <= options.exact_up_to:
         return Graph(*nearest_neighbors(vectors, options.k, progress=progress))

@@ -50,6 +50,9 @@ PUBLISH_ROWS = 8192
 PAIRS_PER_COMMIT = 8192
 """Pairs of pictures that are compared between two commits: half a minute of work."""
 
+NOMINATED = 10
+"""Nearest neighbours that are looked at as copies; outliers need more of them."""
+
 WITNESS_SIDE = 256
 """Longest side, in pixels, of the pictures that are compared."""
 
@@ -200,7 +203,7 @@ def duplicate_groups(session: Session) -> Version:
     image_id = fine["image_id"].to_numpy()
     phash = np.array([int(digits, 16) for digits in session.table("image_properties")["phash"]], np.uint64)
     positions, distances = _neighbors(session, image_id)
-    pairs = duplicates.candidate_pairs(phash, positions, distances, session.settings.duplicates)
+    pairs = duplicates.candidate_pairs(phash, positions[:, :NOMINATED], distances[:, :NOMINATED], session.settings.duplicates)
     confirmed, n_compared = _confirmed(session, fine, pairs)
     groups = duplicates.duplicate_groups(image_id, fine["content_sha256"].to_list(), fine["pixel_hash"].to_list(), pairs, confirmed)
     metrics = {
@@ -369,7 +372,8 @@ def outlier_scores(session: Session) -> Version:
     """Publish outliers."""
     image_id = session.fine()["image_id"].to_numpy()
     positions, distances = _neighbors(session, image_id)
-    table = outliers.outliers(image_id, image_id[positions], distances, _group_of(session, image_id), session.settings.outliers)
+    groups, (_, codes) = _group_of(session, image_id), _classes(session)
+    table = outliers.outliers(image_id, image_id[positions], distances, groups, codes, session.settings.outliers)
     return session.publish("outliers", table, {"outliers": int(table["is_outlier_issue"].sum())})
 
 
