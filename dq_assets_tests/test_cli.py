@@ -57,6 +57,7 @@ def test_audit_prints_a_summary_and_exits_0(audited: tuple[Path, subprocess.Comp
     ):
         assert word in done.stdout
     assert "Reading images: 79 of 79" in done.stderr
+    assert re.search(r"Embedding with (PyTorch|OpenVINO) on the [CG]PU in float32: \w+", done.stderr)
 
 
 def test_a_second_audit_finds_nothing_to_do(audited: tuple[Path, subprocess.CompletedProcess[str]], template: Planted) -> None:
