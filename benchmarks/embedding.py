@@ -61,6 +61,7 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
             def load(i: int) -> Any:
                 return encoding._load(paths[i], contents[i], encoder, options.images.max_pixels, options.images.memory_mb)
 
+            load(0)  # the first imports OpenCV and PyTorch
             with Clock() as decoding, ThreadPoolExecutor(os.cpu_count()) as pool:
                 pixels = np.stack(list(pool.map(load, range(n))))
             with Clock() as forward:
