@@ -480,9 +480,7 @@ def test_memory_is_shared_in_the_order_of_asking() -> None:
 
 
 def test_threads_together_stay_within_the_memory_that_is_allowed(tmp_path: Path) -> None:
-    Image.new("RGBA", (3500, 3400), (10, 200, 30, 128)).save(
-        tmp_path / "a.png", compress_level=1
-    )  # 60 MB, and 190 if composited as a whole
+    Image.new("RGBA", (3500, 3400), (10, 200, 30, 128)).save(tmp_path / "a.png", compress_level=1)
     script = (
         "import sys\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
@@ -495,7 +493,10 @@ def test_threads_together_stay_within_the_memory_that_is_allowed(tmp_path: Path)
         "with ThreadPoolExecutor(3) as pool: found = list(pool.map(read, sys.argv[1:] * 3))\n"
         "print(*found, round(peak() - before))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.png")], capture_output=True, text=True, check=True)
+    # Freed memory goes back at once, where glibc keeps some 30 MB of it for each thread: what is held is measured.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    argv = [sys.executable, "-c", script, str(tmp_path / "a.png")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
     *statuses, grown = done.stdout.split()
     assert statuses == ["ok"] * 3
-    assert int(grown) < 64 + 40
+    assert int(grown) < 64 + 40, "79 was measured, and 226 without the limit"
