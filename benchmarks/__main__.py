@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import duplicates, embedding, imports, label_scale, labels, memory, neighbors, rerun, scan, search
+from benchmarks import duplicates, embedding, giants, imports, label_scale, labels, memory, neighbors, rerun, scan, search
 from benchmarks.harness import Benchmark, Work, machine, markdown, versions
 
-MODULES = (rerun, imports, memory, embedding, scan, labels, label_scale, neighbors, duplicates, search)
+MODULES = (rerun, imports, memory, giants, embedding, scan, labels, label_scale, neighbors, duplicates, search)
 BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 BUSY = 0.5
 """Load per core, before a benchmark begins, above which its seconds say little; ratios and CPU seconds still do."""

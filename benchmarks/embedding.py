@@ -40,6 +40,7 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
     from dq_assets.defs import stages
     from dq_assets.defs.session import Session
     from dq_assets.report.progress import LogReporter
+    from dq_assets.sources.folder import read_file
     from dq_assets.store.contents import read_vectors
     from dq_assets.store.lake import Lake
 
@@ -59,7 +60,7 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
             contents = [content[path] for path in paths]
 
             def load(i: int) -> Any:
-                return encoding._load(paths[i], contents[i], encoder, options.images.max_pixels, options.images.memory_mb)
+                return encoding._load(read_file, paths[i], contents[i], encoder, options.images.max_pixels, options.images.memory_mb)
 
             load(0)  # the first imports OpenCV and PyTorch
             with Clock() as decoding, ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -128,8 +128,9 @@ def machine() -> Row:
 
 
 def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    """What the figures depend on; a peer is named where it is installed."""
+    installed = {name: metadata.version(name) for name in PACKAGES if list(metadata.distributions(name=name))}
+    return {"python": platform.python_version(), **installed}
 
 
 def markdown(rows: list[Row]) -> str:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,11 @@ def call(home: Path, *arguments: str, **options: object) -> subprocess.Completed
 
 
 @pytest.fixture(scope="module")
-def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def audited(
+    template: Planted, tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Home]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A home with one audit of `shapes`, made by the command."""
-    home = tmp_path_factory.mktemp("cli") / "home"
+    home = new_home(tmp_path_factory.mktemp("cli") / "home").root
     return home, call(home, "audit", str(template.root), *LENIENT)
 
 
@@ -68,12 +70,12 @@ def test_a_second_audit_finds_nothing_to_do(audited: tuple[Path, subprocess.Comp
     assert "Embedding" not in again.stderr
 
 
-def test_a_closed_gate_exits_3(pictures: Planted, tmp_path: Path) -> None:
-    done = call(tmp_path / "home", "audit", str(pictures.root))
+def test_a_closed_gate_exits_3(pictures: Planted, home: Home) -> None:
+    done = call(home.root, "audit", str(pictures.root))
     assert done.returncode == 3
     assert "CLOSED   unreadable_share" in done.stdout
-    assert call(tmp_path / "home", "gate", "--name", "shapes").returncode == 3
-    assert call(tmp_path / "home", "status", "--name", "shapes").returncode == 3
+    assert call(home.root, "gate", "--name", "shapes").returncode == 3
+    assert call(home.root, "status", "--name", "shapes").returncode == 3
 
 
 def test_gate_status_and_history_speak_json(audited: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -171,8 +173,8 @@ def test_a_failed_audit_exits_1_and_names_its_log(pictures: Planted, tmp_path: P
     assert "UserError" in log.read_text()
 
 
-def test_ctrl_c_and_the_same_command_again_go_on_where_it_stopped(pictures: Planted, tmp_path: Path) -> None:
-    environment = {**os.environ, "DQ_HOME": str(tmp_path / "home"), "DQ_UI_URL": "http://127.0.0.1:9"}
+def test_ctrl_c_and_the_same_command_again_go_on_where_it_stopped(pictures: Planted, home: Home, tmp_path: Path) -> None:
+    environment = {**os.environ, "DQ_HOME": str(home.root), "DQ_UI_URL": "http://127.0.0.1:9"}
     arguments = [str(BIN), "audit", str(pictures.root), *LENIENT, "--set", "encoder.block_size=16", "--set", "encoder.batch_size=4"]
     run = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     vectors = tmp_path / "home/lake/data/shapes/embeddings"
@@ -192,7 +194,7 @@ def test_ctrl_c_and_the_same_command_again_go_on_where_it_stopped(pictures: Plan
     assert 0 < int(embedded[1]) <= 76 - 16
 
 
-def test_labels_that_are_html_sql_or_paths_stay_text(tmp_path: Path) -> None:
+def test_labels_that_are_html_sql_or_paths_stay_text(home: Home, tmp_path: Path) -> None:
     rows = []
     for number in range(12):
         label = ["<script>alert(1)</script>", "'; drop table raw_manifest; --", "../../up"][number % 3]
@@ -200,11 +202,10 @@ def test_labels_that_are_html_sql_or_paths_stay_text(tmp_path: Path) -> None:
         rows.append((f"{number}.png", label))
     with (tmp_path / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
-    home = tmp_path / "home"
-    done = call(home, "audit", str(tmp_path / "list.csv"), "--name", "hostile", "--set", "gates.min_class_images=1")
+    done = call(home.root, "audit", str(tmp_path / "list.csv"), "--name", "hostile", "--set", "gates.min_class_images=1")
     assert done.returncode in (0, 3), done.stderr
     out = tmp_path / "out"
-    assert call(home, "export", "--name", "hostile", "--out", str(out), "--format", "imagefolder").returncode == 0
+    assert call(home.root, "export", "--name", "hostile", "--out", str(out), "--format", "imagefolder").returncode == 0
     assert {p.resolve().is_relative_to(out.resolve()) for p in out.rglob("*")} == {True}
     assert len(list(out.rglob("*.png"))) == 12
 

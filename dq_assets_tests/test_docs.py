@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,9 +66,9 @@ class Opened:
 
 
 @pytest.fixture(scope="session")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+def opened(tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Home]) -> Iterator[Opened]:
     root = tmp_path_factory.mktemp("docs")
-    home, planted = Home(root / "home"), plant(root / "shapes", per_class=12)
+    home, planted = new_home(root / "home"), plant(root / "shapes", per_class=12)
     outcome = run_audit(Dataset(NAME, str(planted.root)), home, LogReporter(lambda line: None))
     assert outcome.failure is None
     changed = second_audit(home)

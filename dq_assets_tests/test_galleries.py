@@ -31,7 +31,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def shown(data: bytes, sha: str | None = None, side: int = 96, max_pixels: int = 10**8) -> Image.Image:
     """The thumbnail of a file with these bytes."""
-    image = Image.open(io.BytesIO(thumbnail(lambda uri: data, "file:///x", sha, side=side, max_pixels=max_pixels)))
+    image = Image.open(io.BytesIO(thumbnail(lambda uri: data, "file:///x", sha, side=side, max_pixels=max_pixels, memory_mb=920)))
     image.load()
     assert (image.format, image.size) == ("WEBP", (side, side))
     return image.convert("RGBA")
@@ -69,25 +69,25 @@ def test_a_file_that_cannot_be_shown_gets_a_card_that_says_so(tmp_path: Path) ->
 
     good = encoded(Image.new("RGB", (50, 50), "red"), "PNG")
     cards = [
-        thumbnail(gone, "file:///x", None, side=96, max_pixels=10**8),
-        thumbnail(lambda uri: good[:60], "file:///x", None, side=96, max_pixels=10**8),
-        thumbnail(lambda uri: good, "file:///x", None, side=96, max_pixels=100),
-        thumbnail(lambda uri: good, "file:///x", "0" * 64, side=96, max_pixels=10**8),
+        thumbnail(gone, "file:///x", None, side=96, max_pixels=10**8, memory_mb=920),
+        thumbnail(lambda uri: good[:60], "file:///x", None, side=96, max_pixels=10**8, memory_mb=920),
+        thumbnail(lambda uri: good, "file:///x", None, side=96, max_pixels=100, memory_mb=920),
+        thumbnail(lambda uri: good, "file:///x", "0" * 64, side=96, max_pixels=10**8, memory_mb=920),
     ]
     assert len(set(cards)) == 4
     assert all(is_card(Image.open(io.BytesIO(card)).convert("RGBA")) for card in cards)
     (tmp_path / "pipe").unlink(missing_ok=True)
     os.mkfifo(tmp_path / "pipe")
-    assert thumbnail(lambda uri: read_file(str(tmp_path / "pipe")), "x", None, side=96, max_pixels=9) == cards[1]
+    assert thumbnail(lambda uri: read_file(str(tmp_path / "pipe")), "x", None, side=96, max_pixels=9, memory_mb=920) == cards[1]
 
 
 def test_a_thumbnail_is_the_same_each_time_and_never_heavy() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), "PNG")
-    first = thumbnail(lambda uri: data, "x", None, side=128, max_pixels=10**8)
-    assert first == thumbnail(lambda uri: data, "x", None, side=128, max_pixels=10**8)
+    first = thumbnail(lambda uri: data, "x", None, side=128, max_pixels=10**8, memory_mb=920)
+    assert first == thumbnail(lambda uri: data, "x", None, side=128, max_pixels=10**8, memory_mb=920)
     tiny = encoded(Image.fromarray(noise[:128, :128]), "PNG")
-    assert len(thumbnail(lambda uri: tiny, "x", None, side=128, max_pixels=10**8)) <= MOST_BYTES
+    assert len(thumbnail(lambda uri: tiny, "x", None, side=128, max_pixels=10**8, memory_mb=920)) <= MOST_BYTES
 
 
 def manifest_of(paths: list[str], labels: list[str | None]) -> pl.DataFrame:
@@ -239,7 +239,7 @@ def test_a_gallery_stays_below_its_limit_with_the_heaviest_pictures() -> None:
     manifest = manifest_of(paths, ["<" * 300] * 200)
 
     def thumb(uri: str, sha: str | None, side: int) -> bytes:
-        return thumbnail(lambda uri: data, uri, None, side=side, max_pixels=10**8)
+        return thumbnail(lambda uri: data, uri, None, side=side, max_pixels=10**8, memory_mb=920)
 
     found = [
         label_gallery(issues_of(200, ["|" * 300] * 200, ["*" * 300] * 200), manifest, thumb),
@@ -259,7 +259,9 @@ def test_thumbnails_of_files_are_read_by_their_address(tmp_path: Path) -> None:
     manifest = manifest_of(["a b#?.png"], ["cat"]).with_columns(uri=pl.lit(uri))
     scores = pl.DataFrame({"image_id": [0], "outlier_score": [0.1], "is_outlier_issue": [True]})
     found = outlier_gallery(
-        scores, manifest, lambda uri, sha, side: thumbnail(lambda uri: read_file(local_path(uri)), uri, sha, side=side, max_pixels=10**6)
+        scores,
+        manifest,
+        lambda uri, sha, side: thumbnail(lambda uri: read_file(local_path(uri)), uri, sha, side=side, max_pixels=10**6, memory_mb=920),
     )
     assert found is not None
     image = Image.open(io.BytesIO(base64.b64decode(EMBEDDED.findall(found)[0]))).convert("RGB")

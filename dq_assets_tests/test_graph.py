@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -51,9 +52,11 @@ def table(home: Home, name: str, dataset: str = "test-shapes", version: int | No
 
 
 @pytest.fixture(scope="module")
-def audited(template: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Planted, AuditRun]:
+def audited(
+    template: Planted, tmp_path_factory: pytest.TempPathFactory, new_home: Callable[[Path], Home]
+) -> tuple[Home, Planted, AuditRun]:
     """One whole audit that several tests read."""
-    home = Home(tmp_path_factory.mktemp("audited"))
+    home = new_home(tmp_path_factory.mktemp("audited") / "home")
     return home, template, run(dataset(template), home)
 
 

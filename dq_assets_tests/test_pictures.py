@@ -28,7 +28,7 @@ def manifest(folder: Path) -> pl.DataFrame:
         {"image_id": i, "path": f"cat/{i}.png", "uri": (folder / f"{i}.png").as_uri(), "given_label": "cat|`", "status": "ok", "mtime": 1.0}
         for i in range(N)
     ]
-    texts = dict.fromkeys(("split", "group", "content_sha256", "pixel_hash", "format", "mode", "reason"), pl.String)
+    texts = dict.fromkeys(("split", "group", "content_sha256", "pixel_hash", "format", "mode", "reason", "etag"), pl.String)
     numbers = {"width": pl.Int32, "height": pl.Int32, "bytes": pl.Int64}
     return pl.DataFrame(rows).with_columns(pl.lit(None, kind).alias(name) for name, kind in (texts | numbers).items())
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 
 from dq_assets.audit.scan import RECORD_SCHEMA, known_records, manifest_and_properties, scan, unread
 from dq_assets.schema import STATUSES, TABLES
-from dq_assets.settings import Dataset, Images, Quality
+from dq_assets.settings import Dataset, Images, Quality, UserError
 from dq_assets.sources.layout import Listing
 from dq_assets.sources.listing import list_source
 from dq_assets.sources.reading import Reader
@@ -70,6 +73,43 @@ def test_every_file_becomes_a_row_whatever_it_is(root: Path) -> None:
     assert properties.columns == [*TABLES["image_properties"].column_names]
     assert properties["image_id"].to_list() == manifest.filter(pl.col("status") == "ok")["image_id"].to_list()
     assert manifest.filter(pl.col("status") != "ok")["reason"].null_count() == 0
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, and a process that may not read everything: tests often run as root."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, NOBODY, -1)
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)
+        shutil.rmtree(folder)
+
+
+def test_files_and_folders_without_permission_are_rows_or_fail_the_listing(open_folder: Path) -> None:
+    photo(open_folder / "cat/fine.png")
+    photo(open_folder / "cat/secret.png")
+    photo(open_folder / "dog/closed.png")
+    (open_folder / "cat/secret.png").chmod(0)
+    (open_folder / "dog").chmod(0o400)  # may be listed, not entered
+    manifest, _, _ = audited(open_folder)
+    assert dict(manifest.select("path", "status").rows()) == {
+        "cat/fine.png": "ok",
+        "cat/secret.png": "no_permission",
+        "dog/closed.png": "no_permission",
+    }
+    (open_folder / "dog").chmod(0)
+    with pytest.raises(UserError, match=r"Cannot list .*dog \(Permission denied\)"):
+        listed(open_folder)
+    (open_folder / "dog").chmod(0o700)
 
 
 def test_a_dataset_without_one_readable_image_has_an_empty_table_of_properties(root: Path) -> None:

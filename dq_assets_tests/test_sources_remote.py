@@ -26,7 +26,7 @@ from dq_assets import read
 from dq_assets.audit.scan import scan
 from dq_assets.cli import main
 from dq_assets.defs.automation import decide, partition_changes
-from dq_assets.settings import Dataset, Images, Settings
+from dq_assets.settings import Dataset, Home, Images, Settings
 from dq_assets.sources import objects, retries, web
 from dq_assets.sources.addresses import stored_uri
 from dq_assets.sources.layout import Facts, Listing, ListingError
@@ -287,9 +287,9 @@ def test_an_archive_in_a_bucket_is_read_by_ranges(s3: Any, proxy: FaultyProxy) -
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def command(home: Home, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The dq-assets command in this process; gives its exit code and output."""
-    monkeypatch.setenv("DQ_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DQ_HOME", str(home.root))
     monkeypatch.setenv("DQ_UI_URL", "http://127.0.0.1:9")
 
     def run(*arguments: str) -> tuple[int, str]:

@@ -55,8 +55,9 @@ class Drawing:
         return self.source.table("raw_manifest", "image_id", "path", "uri", "given_label", "split", "status", "content_sha256")
 
     def thumb(self, uri: str, content_sha256: str | None, side: int) -> bytes:
-        """A thumbnail, under the limit on pixels that the audit has."""
-        return thumbnail(self.read, uri, content_sha256, side=side, max_pixels=self.source.settings.images.max_pixels)
+        """A thumbnail, under the limits on pixels and memory that the audit has."""
+        limits = self.source.settings.images
+        return thumbnail(self.read, uri, content_sha256, side=side, max_pixels=limits.max_pixels, memory_mb=limits.memory_mb)
 
 
 def _raw_manifest(drawing: Drawing) -> dict[str, str | None]:

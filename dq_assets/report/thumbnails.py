@@ -23,7 +23,7 @@ MOST_BYTES = 4_800
 """Noise of 128 px takes 10 kB at quality 72 and 4.3 kB at 5, so no picture is heavier."""
 
 
-def thumbnail(read: Read, uri: str, content_sha256: str | None, *, side: int, max_pixels: int) -> bytes:
+def thumbnail(read: Read, uri: str, content_sha256: str | None, *, side: int, max_pixels: int, memory_mb: int) -> bytes:
     """WebP of side x side pixels with the whole picture in its middle, transparent around it: it suits a light and a dark page.
 
     Pixels as the audit sees them (`decode_rgb`: orientation, first frame, white behind transparency), JPEG decoded reduced. Small
@@ -34,7 +34,7 @@ def thumbnail(read: Read, uri: str, content_sha256: str | None, *, side: int, ma
         data = read(uri)
         if content_sha256 is not None and hashlib.sha256(data).hexdigest() != content_sha256:
             return _encoded(_card("changed since\nthe audit", side))
-        image = decode_rgb(data, max_pixels=max_pixels, min_side=side)
+        image = decode_rgb(data, max_pixels=max_pixels, memory_mb=memory_mb, min_side=side)
     except FileNotFoundError:
         return _encoded(_card("file is gone", side))
     except TooManyPixels:
