@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dq_assets.audit.process import give_back_freed_memory
 from dq_assets.settings import Images
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ BAND_PIXELS = 1 << 20
 
 LARGE_PIXELS = 32_000_000
 """Above this, `decode_rgb` with min_side gives a reduced copy of any format: its callers hold what it returns beside the next decoding."""
+
+LARGE_BYTES = 128_000_000
+"""Before more than this is decoded, freed memory is given back. That takes milliseconds, as a photo of 24 megapixels (96 MB) should not."""
 
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 """Bytes per pixel of PIL's modes; 4 of all others."""
@@ -215,6 +219,8 @@ class _Memory:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
         try:
+            if n > LARGE_BYTES:
+                give_back_freed_memory()  # of the large images before this one, which would otherwise be held beside it
             yield
         finally:
             with self._changed:

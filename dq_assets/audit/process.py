@@ -38,12 +38,27 @@ def keep_freed_memory() -> bool:
     By default it gives each large activation back to the system and gets it again, zeroed page by page: the default model runs
     at 77 instead of 175 images/s (16 images, 2 cores, folded). Peak memory is the same; what stays is the peak of one forward pass.
     """
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
+    libc = _glibc()
+    if libc is None:
         return False
     mmap_threshold, trim_threshold, top_pad = -3, -1, -2
     # Some versions refuse a threshold above 32 MB.
     raised = any(libc.mallopt(mmap_threshold, size) for size in (1 << 30, 1 << 25))
     return bool(raised and libc.mallopt(trim_threshold, (1 << 31) - 1) and libc.mallopt(top_pad, 1 << 26))
+
+
+def give_back_freed_memory() -> None:
+    """Give what glibc keeps of freed memory back to the system, in all threads' arenas. Elsewhere nothing happens.
+
+    PIL allocates a picture in pieces of 16 MB, below what glibc comes to map one by one: five pictures of 168 megapixels and more, two at
+    once, left the process at 1,764 MB, and with this at 1,005.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if libc is not None and hasattr(libc, "gnu_get_libc_version") else None
