@@ -10,10 +10,38 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import duplicates, embedding, giants, imports, label_scale, labels, memory, neighbors, rerun, scan, search
+from benchmarks import (
+    duplicates,
+    embedding,
+    giants,
+    imports,
+    label_quality,
+    label_scale,
+    labels,
+    memory,
+    neighbors,
+    outlier_quality,
+    rerun,
+    scan,
+    search,
+)
 from benchmarks.harness import Benchmark, Work, machine, markdown, versions
 
-MODULES = (rerun, imports, memory, giants, embedding, scan, labels, label_scale, neighbors, duplicates, search)
+MODULES = (
+    rerun,
+    imports,
+    memory,
+    giants,
+    embedding,
+    scan,
+    labels,
+    label_scale,
+    label_quality,
+    neighbors,
+    duplicates,
+    outlier_quality,
+    search,
+)
 BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 BUSY = 0.5
 """Load per core, before a benchmark begins, above which its seconds say little; ratios and CPU seconds still do."""

@@ -22,6 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("dagster", "duckdb", "faiss-cpu", "numpy", "openvino", "pillow", "polars", "scikit-learn", "timm", "torch")
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+"""For children with small arrays, whose seconds nobody compares. label_quality took 43 CPU seconds in place of 10: threads that spin."""
 
 Row = dict[str, Any]
 """One line of a table: column to value; all rows of a table have the same columns."""
