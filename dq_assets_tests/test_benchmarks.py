@@ -1,0 +1,92 @@
+"""The benchmarks still run: what they name exists, and those without a peer outside the development tools answer at their smallest."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import benchmarks
+from benchmarks import images, imports, label_quality, label_scale, labels, neighbors, outlier_quality, scan, search, vectors
+from benchmarks.__main__ import MODULES
+
+FILES = sorted(path for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem not in ("__init__", "__main__"))
+
+
+def test_every_benchmark_is_offered_by_the_command() -> None:
+    found = [importlib.import_module(f"benchmarks.{path.stem}") for path in FILES]
+    assert {module.__name__ for module in found if hasattr(module, "BENCHMARK")} == {module.__name__ for module in MODULES}
+    assert all(set(module.BENCHMARK.sizes) == {"quick", "standard", "large"} for module in MODULES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_a_benchmark_names_of_ours_exists_and_takes_these_arguments(path: Path) -> None:
+    """Also inside of functions that this suite does not call, as these take minutes or a peer."""
+    tree, named = ast.parse(path.read_text(encoding="utf-8")), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("dq_assets", "benchmarks"):
+            source = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(source, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                named[alias.asname or alias.name] = getattr(source, alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and isinstance(named.get(node.value.id), ModuleType):
+            assert hasattr(named[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "child":
+            _check_child(node)
+
+
+def _check_child(call: ast.Call) -> None:
+    """A child is named by text: its module and function exist and take these arguments. Names that are computed are not checked."""
+    names = [one.value for one in call.args if isinstance(one, ast.Constant)]
+    if len(names) == 2:
+        target = getattr(importlib.import_module(f"benchmarks.{names[0]}"), names[1])
+        whole = all(one.arg for one in call.keywords)  # else some are in a dict
+        bind = inspect.signature(target).bind if whole else inspect.signature(target).bind_partial
+        bind(**{one.arg: None for one in call.keywords if one.arg and one.arg != "env"})
+
+
+def test_the_record_of_runs_is_of_benchmarks_that_exist() -> None:
+    lines = (Path(benchmarks.__path__[0]) / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["benchmark"] for line in lines} <= {module.BENCHMARK.name for module in MODULES}
+
+
+def test_scan_and_registration_answer(tmp_path: Path) -> None:
+    images.make(str(tmp_path / "images"), 8)
+    assert all(one["cpu_seconds"] > 0 for one in scan.both(str(tmp_path / "images"), 8).values())
+    assert imports.register(str(tmp_path / "home"), 2) == {"datasets": 2}
+
+
+def test_speed_on_vectors_answers_with_the_quality_of_the_answer(tmp_path: Path) -> None:
+    data = str(tmp_path / "made")
+    vectors.make(300, data)
+    assert labels.ours(data)["average precision"] > vectors.NOISE_RATE
+    assert neighbors.ours(data)["shared"] == 1
+    vectors.make_embeddings(400, data)
+    assert search.searched(data)["recall"] == 1
+    label_scale.make(500, data)
+    assert label_scale.rules(data)["issues"] > 0
+    assert label_scale.ours(data)["issues"] > 0
+
+
+def test_label_quality_scores_ours_and_cleanlab_on_the_same_trials() -> None:
+    found = label_quality.trials(400, 5, rates=(0.2,))["trials"]
+    assert [(one["errors"], one["model"]) for one in found] == [
+        (kind, model) for kind in label_quality.KINDS for model in label_quality.MODELS
+    ]
+    row = label_quality._row(found)
+    assert row["which"] in label_quality.FILTERS
+    assert row["best cut"] >= row["F1 of the flag"] > 0.2
+    assert row["AP"] > 0.2, "the share of wrong labels is what chance would give"
+
+
+def test_outlier_quality_scores_ours_and_datalab_on_the_same_sets() -> None:
+    found = outlier_quality.made(400, 5, kinds=("far",))["rows"]
+    assert [one["copied"] for one in found] == [0, 1]
+    assert all(0 < one[name] <= 1 for one in found for name in ("AP", "Datalab AP"))
