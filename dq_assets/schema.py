@@ -272,7 +272,7 @@ TABLES: dict[str, Table] = {
             rows="ok_images",
             inputs=("oof_probs", "raw_manifest"),
             settings=("labels",),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -336,7 +336,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("raw_manifest", "folds", "oof_probs", "label_issues"),
             settings=("labels", "folds"),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -358,7 +358,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("label_issues", "oof_probs", "raw_manifest"),
             settings=("labels",),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

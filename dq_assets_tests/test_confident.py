@@ -15,6 +15,7 @@ from dq_assets.audit.confident import (
     label_issues,
     label_noise,
 )
+from dq_assets.audit.rows import Streamed
 from dq_assets.schema import TABLES
 from dq_assets.settings import Labels
 
@@ -33,7 +34,7 @@ def planted(rate: float, n: int = 3000, n_classes: int = 5, *, certainty: float 
     return given, true, noisy.astype(np.float32)
 
 
-def issues(given: np.ndarray, probs: np.ndarray, learnable: np.ndarray | None = None, **settings: float) -> pl.DataFrame:
+def issues(given: np.ndarray, probs: np.ndarray | Streamed, learnable: np.ndarray | None = None, **settings: float) -> pl.DataFrame:
     n, n_classes = probs.shape
     names = [f"class {k:04}" for k in range(n_classes)]
     everything = np.ones(n_classes, dtype=bool) if learnable is None else learnable
@@ -42,13 +43,15 @@ def issues(given: np.ndarray, probs: np.ndarray, learnable: np.ndarray | None = 
 
 def test_thresholds_are_the_mean_self_confidence_of_each_class() -> None:
     probs = np.array([[0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.9, 0.1, 0.0]], dtype=np.float32)
-    np.testing.assert_allclose(class_thresholds(np.array([0, 0, 1, -1]), probs), [0.7, 0.7, 2.0], atol=1e-6)
+    own = np.array([0, 0, 1])
+    np.testing.assert_allclose(class_thresholds(own, probs[np.arange(3), own], 3), [0.7, 0.7, 2.0], atol=1e-6)
 
 
 def test_the_confident_joint_counts_each_image_once_at_its_most_probable_confident_class() -> None:
-    probs = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.45, 0.55], [0.1, 0.9]], dtype=np.float32)
-    joint = confident_joint(np.array([0, 0, 0, 1, -1]), probs, np.array([0.45, 0.6]))
-    # image 0: 0 as 0; image 1: 0 as 1; image 2: only class 0 is confident; image 3: 1 as 0; unlabelled: not counted.
+    classes = np.array([[0, 1], [0, 1], [0, 1], [1, 0], [1, 0]], dtype=np.int32)
+    top = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.55, 0.45], [0.3, 0.2]], dtype=np.float32)
+    joint = confident_joint(classes, top, np.array([0.45, 0.6]))
+    # image 0: 0 as 0; image 1: 0 as 1; image 2: only class 0 is confident; image 3: 1 as 0; image 4: of none, not counted.
     assert joint.tolist() == [[2, 1], [1, 1]]
 
 
@@ -58,13 +61,19 @@ def test_the_calibrated_joint_keeps_the_class_counts() -> None:
     assert joint.tolist() == [[7, 3, 0], [3, 2, 2], [0, 0, 0]]
 
 
-def test_blocks_of_rows_give_the_same_joint_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_of_blocks_gives_the_same_table_as_an_array() -> None:
     given, _, probs = planted(0.2)
-    whole = confident_joint(given, probs, class_thresholds(given, probs))
-    before = issues(given, probs)
-    monkeypatch.setattr("dq_assets.audit.confident._BLOCK_CELLS", 700)
-    assert np.array_equal(whole, confident_joint(given, probs, class_thresholds(given, probs)))
-    assert before.equals(issues(given, probs))
+    stream = Streamed(probs.shape, lambda: iter(np.array_split(probs, 7)))
+    assert issues(given, probs).equals(issues(given, stream))
+
+
+def test_a_sample_of_the_images_gives_about_the_fit_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, _, probs = planted(0.2, n=20_000, certainty=8.0)
+    whole = label_noise(given, probs, np.ones(5, dtype=bool)).estimate
+    monkeypatch.setattr("dq_assets.audit.confident._FIT_ROWS", 5000)
+    sampled = label_noise(given, probs, np.ones(5, dtype=bool)).estimate
+    for name in ("count", "low", "high"):
+        assert getattr(sampled, name) == pytest.approx(getattr(whole, name), rel=0.1)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.2, 0.4])

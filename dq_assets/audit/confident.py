@@ -4,14 +4,13 @@
 more readings of the number of errors, weighs them (`errors.estimate`), and gives each label its probability of being wrong.
 
 Out-of-fold probabilities are calibrated to the labels as given, so they say how probable it is that a label reads so, not that
-it is right. One reading, which also says what a wrong label should have been: the true class k has probability q_k, proportional to
-p_k ** sharpness; it is written down as j with probability T[k, j]. T is fitted by expectation maximisation, for each sharpness of a
-grid.
+it is right. One reading, which also says what a wrong label should have been, is fitted in `noise_fit`, for each sharpness of a grid.
+
+The probabilities are read once, for the candidates of each image; all else is computed from these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +19,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets import settings
-from dq_assets.audit import errors
+from dq_assets.audit import errors, noise_fit
 from dq_assets.audit.candidates import top_classes
+from dq_assets.audit.rows import Codes, Float, Rows, Streamed, blocks
 
-Codes = NDArray[np.int64]
-Float = NDArray[np.float32]
 Double = NDArray[np.float64]
 
 GENTLE = 1.4
 SHARPNESS = (2.0, 2.8, 4.0)
 """Exponents of the probabilities that are tried. Below 2 the likelihood explains errors between similar classes as honest doubt (40 of
 515 counted, with 2 it is 288); uniform noise of 40 % picks 3 to 4. GENTLE is tried too, as a low reading."""
-PRIOR_IMAGES = 5.0
-"""Strength of the prior of each row of T, in images: the overall error rate, spread evenly over the other classes."""
 MAX_CANDIDATES = 12
 """True classes that are considered per image: the given one and the most probable others."""
-_ITERATIONS = 40
-_FIT_ROWS = 200_000
-_BLOCK_CELLS = 2_000_000
+_FIT_ROWS = 50_000
 
 ISSUES_SCHEMA: dict[str, Any] = {
     "image_id": pl.Int64,
@@ -57,27 +51,39 @@ ISSUES_SCHEMA: dict[str, Any] = {
 class LabelNoise:
     """What is known of each checked label. m is at most MAX_CANDIDATES; column 0 is the given class, the others descend by p.
 
-    rows: (c,) positions of the checked images. classes: (c, m) true classes considered, -1 where there are fewer.
-    probs: (c, m) their out-of-fold probabilities. log_odds: (c,) of the label being wrong. posterior: (c, m) P(true class | image,
-    given label), rows sum to 1. estimate: the number of wrong labels. transition: (K, K) probability that true class k is given as j,
-    rows sum to 1, and sharpness: the exponent, of the likeliest class-dependent fit.
+    rows: (c,) positions of the checked images. classes: (c, m) true classes considered. probs: (c, m) their out-of-fold
+    probabilities. right: (c,) whether the given class is the most probable of all. log_odds: (c,) of the label being wrong.
+    estimate: the number of wrong labels. transition: (K, K) probability that true class k is given as j, rows sum to 1, and
+    sharpness: the exponent, of the likeliest class-dependent fit.
     """
 
     rows: Codes
     classes: NDArray[np.int32]
     probs: Float
+    right: NDArray[np.bool_]
     log_odds: Double
-    posterior: Double
     estimate: errors.Estimate
     transition: Double
     sharpness: float
 
+    def posterior(self, part: slice | Codes) -> Double:
+        """(b, m) P(true class | image, given label) of some of the c rows; sums to 1, and to the error probability but for column 0."""
+        classes = self.classes[part]
+        result = _sharpened(self.probs[part], self.sharpness) * self.transition[classes, classes[:, :1]]
+        wrong = errors.probability(self.log_odds[part])
+        result[:, 1:] *= (wrong / np.maximum(result[:, 1:].sum(axis=1), 1e-300))[:, None]
+        result[:, 0] = 1.0 - result[:, 1:].sum(axis=1)
+        return result
+
     def joint(self, given: Codes) -> Double:
         """(K, K) expected number of checked images with given label j (row) and true label k (column)."""
         n_classes = len(self.transition)
-        used = self.classes >= 0
-        cells = (given[self.rows][:, None] * n_classes + self.classes)[used]
-        return _table(cells, self.posterior[used], n_classes)
+        total = np.zeros(n_classes * n_classes)
+        own = given[self.rows]
+        for part in blocks(self.rows.size, self.classes.shape[1]):
+            cells = own[part, None] * n_classes + self.classes[part]
+            total += np.bincount(cells.ravel(), self.posterior(part).ravel(), n_classes * n_classes)
+        return total.reshape(n_classes, n_classes)
 
     def rates(self, given: Codes) -> tuple[Double, Double, Double]:
         """Each (K,): mean error probability of the images given as each class, by the lowest estimate, the estimate and the highest.
@@ -98,38 +104,35 @@ class LabelNoise:
         return np.minimum(low, middle), middle, np.maximum(middle, high)
 
 
-def class_thresholds(labels: Codes, probs: Float) -> Double:
+def class_thresholds(own: Codes, p_given: Float, n_classes: int) -> Double:
     """(K,) mean probability of class k over the images given as k, at least 2e-6; 2 (never confident) for a class without images.
 
-    labels: (n,), -1 for unlabelled. probs: (n, K).
+    own, p_given: (c,) given class and its probability.
     """
-    n_classes = probs.shape[1]
-    counts, total = np.zeros(n_classes), np.zeros(n_classes)
-    for part in _blocks(len(labels), n_classes):
-        rows = np.flatnonzero(labels[part] >= 0)
-        own = labels[part][rows]
-        counts += np.bincount(own, minlength=n_classes)
-        total += np.bincount(own, probs[part][rows, own].astype(np.float64), n_classes)
+    counts = np.bincount(own, minlength=n_classes)
+    total = np.bincount(own, p_given.astype(np.float64), n_classes)
     return np.where(counts > 0, np.maximum(total / np.maximum(counts, 1), 2e-6), 2.0)
 
 
-def confident_joint(labels: Codes, probs: Float, thresholds: Double) -> Codes:
+def confident_joint(classes: NDArray[np.int32], top: Float, thresholds: Double) -> Codes:
     """(K, K) count of images given as j (row) that are confidently k (column): p_k >= threshold_k - 1e-6.
 
-    Of several such classes the most probable one of them counts, as in the paper (cleanlab takes the argmax over all classes;
-    no decision differed in 15 runs). Images without such a class are not counted. The diagonal is at least 1.
+    classes, top: (c, m) of `Candidates`. Of several such classes the most probable one of them counts, as in the paper (cleanlab
+    takes the argmax over all classes; no decision differed in 15 runs). Images without such a class are not counted; a class beyond
+    the m most probable ones is not looked at. The diagonal is at least 1.
     """
-    n_classes = probs.shape[1]
-    joint = np.zeros((n_classes, n_classes), dtype=np.int64)
+    n_classes = len(thresholds)
+    joint = np.zeros(n_classes * n_classes, dtype=np.int64)
     least = (thresholds - 1e-6).astype(np.float32)
-    for part in _blocks(len(labels), n_classes):
-        confident = np.where(probs[part] >= least, probs[part], np.float32(-1))
-        true = confident.argmax(axis=1)
-        counted = (labels[part] >= 0) & (confident[np.arange(len(true)), true] >= 0)
-        cells = labels[part][counted] * n_classes + true[counted]
-        joint += np.bincount(cells, minlength=n_classes * n_classes).reshape(n_classes, n_classes)
-    np.fill_diagonal(joint, np.maximum(np.diag(joint), 1))
-    return joint
+    for part in blocks(len(top), top.shape[1]):
+        confident = np.where(top[part] >= least[classes[part]], top[part], np.float32(-1))
+        at, column = np.arange(len(confident)), confident.argmax(axis=1)
+        counted = confident[at, column] >= 0
+        cells = classes[part, 0].astype(np.int64) * n_classes + classes[part][at, column]
+        joint += np.bincount(cells[counted], minlength=n_classes * n_classes)
+    result = joint.reshape(n_classes, n_classes)
+    np.fill_diagonal(result, np.maximum(np.diag(result), 1))
+    return result
 
 
 def calibrated_joint(joint: Codes, counts: Codes) -> Codes:
@@ -146,32 +149,37 @@ def calibrated_joint(joint: Codes, counts: Codes) -> Codes:
     return result
 
 
-def label_noise(given: Codes, probs: Float, learnable: NDArray[np.bool_]) -> LabelNoise:
+def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool_]) -> LabelNoise:
     """Fit the noise of the given labels and the posterior over each checked image's true class.
 
-    given: (n,) codes, -1 for unlabelled. probs: (n, K) out-of-fold. learnable: (K,). Checked are the images of a learnable class,
-    if there are at least two such classes; other classes are not considered as true ones. Deterministic; the fit uses up to
-    200,000 evenly spaced images and the memory of n x MAX_CANDIDATES cells, never of n x K.
+    given: (n,) codes, -1 for unlabelled. probs: (n, K) out-of-fold, read once. learnable: (K,). Checked are the images of a learnable
+    class, if there are at least two such classes; other classes are not considered as true ones. Deterministic; the fit uses up to
+    50,000 evenly spaced images and the memory of n x MAX_CANDIDATES cells, never of n x K.
     """
     n_classes = probs.shape[1]
     labelled = given >= 0
     checked = np.zeros(len(given), dtype=bool)
     if learnable.sum() >= 2:
         checked[labelled] = learnable[given[labelled]]
-    rows = np.flatnonzero(checked)
-    classes, top = _candidates(given, probs, rows, np.flatnonzero(learnable))
-    supported = top.sum(axis=1) > 0
-    rows, classes, top = rows[supported], classes[supported], top[supported]
+    rows, own = np.flatnonzero(checked), given[checked]
+    width = max(min(int(learnable.sum()), MAX_CANDIDATES), 1)
+    found = top_classes(given, probs, rows, np.flatnonzero(learnable), width)
+    supported = found.probs.max(axis=1, initial=0.0) > 0
+    thresholds = class_thresholds(own, found.probs[:, 0], n_classes)
+    classes, top, right = found.classes, found.probs, found.right
+    if not supported.all():
+        rows, own, classes, top, right = rows[supported], own[supported], classes[supported], top[supported], right[supported]
     if not rows.size:
         nothing = errors.Estimate(0.0, 0.0, 0.0)
-        return LabelNoise(rows, classes, top, np.zeros(0), np.zeros(top.shape), nothing, np.eye(n_classes), SHARPNESS[0])
-    codes = np.where(checked, given, -1)
-    counts = np.bincount(codes[rows], minlength=n_classes)
-    start = calibrated_joint(confident_joint(codes, probs, class_thresholds(codes, probs)), counts)
+        return LabelNoise(rows, classes, top, right, np.zeros(0), nothing, np.eye(n_classes), SHARPNESS[0])
+    start = calibrated_joint(confident_joint(classes, top, thresholds), np.bincount(own, minlength=n_classes))
     fit = np.linspace(0, rows.size - 1, min(rows.size, _FIT_ROWS)).astype(np.int64)
-    fits = {one: _transition(given[rows[fit]], classes[fit], _sharpened(top[fit], one), start, learnable) for one in (GENTLE, *SHARPNESS)}
-    sharpness = max(SHARPNESS, key=lambda one: fits[one].likelihood)
     sample = top[fit]
+    cells = noise_fit.Cells.of(classes[fit], learnable)
+    with np.errstate(divide="ignore"):
+        ratios = np.log(sample / sample.max(axis=1, keepdims=True))
+    fits = noise_fit.fit(cells, ratios, start, (GENTLE, *SHARPNESS))
+    sharpness = max(SHARPNESS, key=lambda one: fits[one].likelihood)
     estimate = errors.estimate(
         errors.Readings(
             n=len(sample),
@@ -185,18 +193,13 @@ def label_noise(given: Codes, probs: Float, learnable: NDArray[np.bool_]) -> Lab
         )
     ).times(rows.size / len(sample))
     log_odds = errors.error_log_odds(top, estimate.count)
-    transition = fits[sharpness].transition
-    posterior, _ = _posterior(given[rows], classes, _sharpened(top, sharpness), transition)
-    wrong = errors.probability(log_odds)
-    posterior[:, 1:] *= (wrong / np.maximum(posterior[:, 1:].sum(axis=1), 1e-300))[:, None]
-    posterior[:, 0] = 1.0 - posterior[:, 1:].sum(axis=1)
-    return LabelNoise(rows, classes, top, log_odds, posterior, estimate, transition, sharpness)
+    return LabelNoise(rows, classes, top, right, log_odds, estimate, cells.transition(fits[sharpness]), sharpness)
 
 
 def label_issues(
     image_id: Codes,
     given: Codes,
-    probs: Float,
+    probs: Rows | Streamed,
     *,
     class_names: list[str],
     learnable: NDArray[np.bool_],
@@ -239,72 +242,20 @@ def label_issues(
     return joined.select(pl.col(name).cast(kind) for name, kind in ISSUES_SCHEMA.items())
 
 
-def _blocks(n: int, n_classes: int) -> Iterator[slice]:
-    """Slices of rows that hold about _BLOCK_CELLS probabilities each."""
-    step = max(1, _BLOCK_CELLS // max(n_classes, 1))
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
-def _candidates(given: Codes, probs: Float, rows: Codes, learnable: Codes) -> tuple[NDArray[np.int32], Float]:
-    """(c, m) classes and their probabilities: the given one, then the most probable other learnable ones."""
-    width = max(min(learnable.size, MAX_CANDIDATES), 1)
-    return top_classes(given, probs, rows, learnable, width)
-
-
 def _sharpened(top: Float, exponent: float) -> Double:
     powers = np.power(top / top.max(axis=1, keepdims=True), exponent, dtype=np.float64)
     result: Double = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 
-def _posterior(given: Codes, classes: NDArray[np.int32], q: Double, transition: Double) -> tuple[Double, Double]:
-    """(c, m) P(true class | image, given label) and (c,) P(given label | image)."""
-    joint = q * transition[classes, given[:, None]]
-    evidence = joint.sum(axis=1)
-    return joint / evidence[:, None], evidence
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A (K, K) transition, the number of wrong labels by it, and the mean log-likelihood of the given labels."""
-
-    transition: Double
-    wrong: float
-    likelihood: float
-
-
-def _transition(given: Codes, classes: NDArray[np.int32], q: Double, start: Codes, learnable: NDArray[np.bool_]) -> _Fit:
-    """The transition by expectation maximisation."""
-    n_classes = len(start)
-    others = np.outer(learnable, learnable) & ~np.eye(n_classes, dtype=bool)
-    evenly = others / np.maximum(others.sum(axis=1, keepdims=True), 1)
-    cells = classes.astype(np.int64) * n_classes + given[:, None]
-    counts: Double = start.T.astype(np.float64)
-    transition = np.eye(n_classes)
-    for _ in range(_ITERATIONS):
-        error_rate = 1.0 - np.trace(counts) / counts.sum()
-        # A pooled rate of exactly 0 could never leave it: half an image is what "none seen" means.
-        error_rate = max(error_rate, 0.5 / len(given))
-        counts = counts + PRIOR_IMAGES * ((1 - error_rate) * np.eye(n_classes) + error_rate * evenly)
-        transition = counts / counts.sum(axis=1, keepdims=True)
-        posterior, evidence = _posterior(given, classes, q, transition)
-        counts = _table(cells.ravel(), posterior.ravel(), n_classes)
-    return _Fit(transition, float(counts.sum() - np.trace(counts)), float(np.log(evidence).mean()))
-
-
-def _table(cells: Codes, weights: Double, n_classes: int) -> Double:
-    """(K, K) sums of the weights by cell number, row * K + column."""
-    flat: Double = np.bincount(cells, weights, n_classes * n_classes).astype(np.float64)
-    return flat.reshape(n_classes, n_classes)
-
-
 def _suggestion(noise: LabelNoise, flagged: NDArray[np.bool_]) -> Codes:
     """(c,) column of the suggested class: for a flagged label the likeliest other true class, else the most probable class."""
     if noise.classes.shape[1] < 2:
         return np.zeros(noise.rows.size, dtype=np.int64)
-    other = 1 + noise.posterior[:, 1:].argmax(axis=1)
-    result: Codes = np.where(flagged, other, noise.probs.argmax(axis=1)).astype(np.int64)
-    return result
+    column = (noise.probs[:, 1] > noise.probs[:, 0]).astype(np.int64)
+    wrong = np.flatnonzero(flagged)
+    column[wrong] = 1 + noise.posterior(wrong)[:, 1:].argmax(axis=1)
+    return column
 
 
 def _candidate_labels(noise: LabelNoise, names: pl.Series, ratio: float) -> pl.Series:

@@ -44,6 +44,8 @@ _LEAST = 1e-7
 """Float32's resolution at 1: smaller probabilities are alike."""
 _TINY = 1e-12
 _ITERATIONS = 40
+_ENOUGH = 1e-4
+"""A step of `uniform` that changes the rate by less than this share of it is the last."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,11 @@ def uniform(top: Float, n_classes: int) -> float:
     for sharpness in SHARPNESS:
         right = 1.0 / np.exp(np.minimum(sharpness * ratio, 500.0)).sum(axis=1)
         elsewhere = (1.0 - right) / max(n_classes - 1, 1)
-        rate = 0.1
+        rate, before = 0.1, 0.0
         for _ in range(_ITERATIONS):
-            wrong = rate * elsewhere
+            if abs(rate - before) <= _ENOUGH * rate:
+                break
+            wrong, before = rate * elsewhere, rate
             evidence = wrong + (1.0 - rate) * right + 1e-300
             rate = max(float((wrong / evidence).mean()), 1e-6)
         likelihood = float(np.log(evidence).sum())
@@ -166,10 +170,17 @@ def error_log_odds(top: Float, count: float) -> Double:
 def _shifted(score: Double, total: float) -> Double:
     """score - b with the b for which the probabilities sum to the total."""
     low, high = float(score.min()) - 40.0, float(score.max()) + 40.0
+    middle = high - 40.0
     while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(score - middle).sum() > total else (low, middle)
-    result: Double = score - high
+        p = probability(score - middle)
+        found, slope = float(p.sum()), float(p.sum() - p @ p)
+        low, high = (middle, high) if found > total else (low, middle)
+        # Newton's step on the log of the sum, which is nearly a line where p is small; halving where it leaves the interval.
+        step = np.log(found / total) * found / slope if slope > 0 and found > 0 else np.inf
+        if abs(step) < 1e-7:
+            break
+        middle = middle + step if low < middle + step < high else (low + high) / 2
+    result: Double = score - middle
     return result
 
 

@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets.audit.confident import Double, label_noise
+from dq_assets.audit.rows import Codes, Rows, Streamed
 
 CLASS_SCHEMA = {
     "class_name": pl.String,
@@ -30,7 +31,7 @@ _LEAST_IMAGES = 0.01
 
 
 def class_report(
-    given: NDArray[np.int64], probs: NDArray[np.float32], issues: pl.DataFrame, *, class_names: list[str], learnable: NDArray[np.bool_]
+    given: Codes, probs: Rows | Streamed, issues: pl.DataFrame, *, class_names: list[str], learnable: NDArray[np.bool_]
 ) -> pl.DataFrame:
     """Table class_report: one row per class, sorted by name.
 
@@ -44,7 +45,7 @@ def class_report(
     low, _, high = noise.rates(given)
     labelled = given >= 0
     counts = np.bincount(given[labelled], minlength=n_classes)
-    right = np.bincount(given[labelled], _most_probable(probs)[labelled] == given[labelled], n_classes)
+    right = np.bincount(given[noise.rows], noise.right, n_classes)
     checked = joint.sum(axis=1) > 0
     most_common = corrections(issues, len(issues)).unique("given_label", keep="first", maintain_order=True)
     report = pl.DataFrame(
@@ -65,7 +66,7 @@ def class_report(
     return joined.select(pl.col(name).cast(kind) for name, kind in CLASS_SCHEMA.items()).sort("class_name")
 
 
-def ontology_report(given: NDArray[np.int64], probs: NDArray[np.float32], issues: pl.DataFrame, *, class_names: list[str]) -> pl.DataFrame:
+def ontology_report(given: Codes, probs: Rows | Streamed, issues: pl.DataFrame, *, class_names: list[str]) -> pl.DataFrame:
     """Table ontology_report: pairs of classes (a before b by name) with an overlap or a flagged image, sorted by a, b.
 
     given: (n,) codes of class_names, -1 for unlabelled. probs: (n, K) out-of-fold. issues: table label_issues of the same images.
@@ -112,11 +113,3 @@ def _off_diagonal(joint: Double, *, axis: int) -> list[float | None]:
     """Share of each row (axis 1) or column (axis 0) that is off the diagonal; None for a sum of 0."""
     total = joint.sum(axis=axis)
     return [None if t <= 0 else float(min(max(1 - d / t, 0.0), 1.0)) for d, t in zip(np.diag(joint), total, strict=True)]
-
-
-def _most_probable(probs: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(n,) argmax of each row, -1 if there are no classes."""
-    if probs.shape[1] == 0:
-        return np.full(len(probs), -1, dtype=np.int64)
-    best: NDArray[np.int64] = probs.argmax(axis=1)
-    return best

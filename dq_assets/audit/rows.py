@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -83,6 +84,14 @@ class NpyRows:
         return np.asarray(block, np.float32)
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """An (n, K) matrix that is only read from its first row to its last: `read` starts anew and gives blocks of rows, in order."""
+
+    shape: tuple[int, int]
+    read: Callable[[], Iterator[Float]]
+
+
 def blocks(n: int, n_columns: int, cells: int = BLOCK_CELLS) -> Iterator[slice]:
     """Slices of rows that hold about `cells` cells each."""
     step = max(1, cells // max(n_columns, 1))
@@ -101,3 +110,24 @@ def map_blocks(function: Callable[[slice], T], parts: Iterator[slice], threads: 
             if len(pending) > threads:
                 yield pending.pop(0).result()
         yield from (one.result() for one in pending)
+
+
+def map_rows(function: Callable[[slice, Float], T], probs: Rows | Streamed, threads: int = 2) -> Iterator[T]:
+    """function of the place and the values of each block of rows, in order, as `map_blocks`. It must not change the values.
+
+    Rows are read by the threads, and what is streamed by the caller. Raises ValueError if a stream ends early or late.
+    """
+    n, n_columns = probs.shape
+    if not isinstance(probs, Streamed):
+        yield from map_blocks(lambda part: function(part, probs[part]), blocks(n, n_columns), threads)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending, start = [], 0
+        for block in probs.read():
+            part = slice(start, start := start + len(block))
+            pending.append(pool.submit(function, part, block))
+            if len(pending) > threads:
+                yield pending.pop(0).result()
+        yield from (one.result() for one in pending)
+    if start != n:
+        raise ValueError(f"{start} rows were read where {n} were expected.")

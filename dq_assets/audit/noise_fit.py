@@ -1,0 +1,105 @@
+"""The class-dependent reading of `confident`: true class k, of probability q_k ∝ p_k ** s, is written down as j with T[k, j].
+
+T is fitted by expectation maximisation. Only the cells of T that an image can be in are kept up: 600,000 of 50,000 images at most,
+whatever the number of classes; the others hold their prior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.int64]
+Float = NDArray[np.float32]
+Double = NDArray[np.float64]
+
+PRIOR_IMAGES = 5.0
+"""Strength of the prior of each row of T, in images: the overall error rate, spread evenly over the other classes."""
+ITERATIONS = 40
+ENOUGH = 5e-4
+"""An iteration that changes the number of wrong labels by less than this share of it is the last."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """counts: (u,) expected images in each cell, prior excluded, as they entered the last step, and rate: the pooled share of errors
+    then. wrong: the number of wrong labels. likelihood: mean log-likelihood of the given labels."""
+
+    counts: Double
+    rate: float
+    wrong: float
+    likelihood: float
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of T that matter. keys: (u,) true class * K + given class, ascending. place: (m, c) cell of each candidate of each image.
+    true: (u,) the true class of a cell. right: the cells on the diagonal. learnable: (K,)."""
+
+    keys: Codes
+    place: Codes
+    true: Codes
+    right: Codes
+    learnable: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, classes: NDArray[np.int32], learnable: NDArray[np.bool_]) -> Cells:
+        """classes: (c, m) of `Candidates`: column 0 is the given class."""
+        n_classes = len(learnable)
+        cells = classes.T.astype(np.int64) * n_classes + classes[:, 0]
+        number = np.zeros(n_classes * n_classes, np.int32)
+        number[cells.ravel()] = 1
+        keys = np.flatnonzero(number)
+        number[keys] = np.arange(keys.size, dtype=np.int32)
+        true = keys // n_classes
+        return cls(keys, number[cells].astype(np.int64), true, np.flatnonzero(true == keys % n_classes), learnable)
+
+    def transition(self, fit: Fit) -> Double:
+        """(K, K) the whole T of a fit."""
+        others = np.outer(self.learnable, self.learnable) & ~np.eye(len(self.learnable), dtype=bool)
+        evenly = others / np.maximum(others.sum(axis=1, keepdims=True), 1)
+        counts: Double = PRIOR_IMAGES * ((1 - fit.rate) * np.eye(len(self.learnable)) + fit.rate * evenly)
+        counts.ravel()[self.keys] += fit.counts
+        result: Double = counts / counts.sum(axis=1, keepdims=True)
+        return result
+
+
+def fit(cells: Cells, log_ratio: Float, start: Codes, sharpness: tuple[float, ...]) -> dict[float, Fit]:
+    """A fit for each sharpness; each starts from what the one before found.
+
+    log_ratio: (c, m) log of p over the largest p of the image. start: (K, K) images by given (row) and true class (column).
+    """
+    ratios = np.ascontiguousarray(log_ratio.T)
+    counts = start.T.ravel()[cells.keys].astype(np.float64)
+    totals = start.sum(axis=0).astype(np.float64)
+    found = {}
+    for one in sharpness:
+        q = np.exp(np.float32(one) * ratios)
+        q /= q.sum(axis=0)
+        found[one], counts, totals = _maximised(cells, q, counts, totals)
+    return found
+
+
+def _maximised(cells: Cells, q: Float, counts: Double, totals: Double) -> tuple[Fit, Double, Double]:
+    """The fit, and the counts and totals by true class that it ended with. q: (m, c)."""
+    n, wrong, right = q.shape[1], np.inf, cells.right
+    posterior = np.empty(q.shape)
+    for _ in range(ITERATIONS):
+        before, entered = wrong, counts
+        # A pooled rate of exactly 0 could never leave it: half an image is what "none seen" means.
+        rate = max(float(1.0 - counts[right].sum() / totals.sum()), 0.5 / n)
+        elsewhere = PRIOR_IMAGES * rate / (cells.learnable.sum() - 1)
+        transition = counts + elsewhere
+        transition[right] += PRIOR_IMAGES * (1.0 - rate) - elsewhere
+        transition *= (1.0 / (totals + PRIOR_IMAGES))[cells.true]
+        np.multiply(q, transition[cells.place], out=posterior)
+        evidence = posterior.sum(axis=0)
+        posterior /= evidence
+        counts = np.bincount(cells.place.ravel(), posterior.ravel(), cells.keys.size).astype(np.float64, copy=False)
+        totals = np.bincount(cells.true, counts, len(totals)).astype(np.float64, copy=False)
+        wrong = float(totals.sum() - counts[right].sum())
+        if abs(wrong - before) <= ENOUGH * max(wrong, 1.0):
+            break
+    return Fit(entered, rate, wrong, float(np.log(evidence).mean())), counts, totals
