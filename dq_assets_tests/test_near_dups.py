@@ -6,6 +6,7 @@ import pytest
 
 from dq_assets.audit.duplicates import GROUPS_SCHEMA
 from dq_assets.audit.near_dups import near_dups
+from dq_assets.audit.rows import Streamed
 from dq_assets.schema import TABLES
 
 CLASSES = ["cat", "dog", "fox"]
@@ -185,3 +186,12 @@ def test_what_does_not_fit_is_refused(frame: pl.DataFrame, table: pl.DataFrame, 
 def test_no_groups_at_all_is_fine() -> None:
     frame = near_dups(manifest(["cat", "dog"]), groups(), probs(SURE_CAT, SURE_DOG), CLASSES)
     assert frame.get_column("is_keeper").to_list() == [True, True]
+
+
+def test_a_stream_of_probabilities_gives_the_same_verdicts_as_an_array() -> None:
+    rng = np.random.default_rng(0)
+    labels = [CLASSES[code] for code in rng.integers(0, 3, 60)]
+    p = rng.dirichlet(np.ones(3), 60).astype(np.float32)
+    table = groups(*[(image, image // 3, "near", 0.1) for image in range(12, 51)])
+    stream = Streamed((60, 3), lambda: iter(np.split(p, [4, 31])))
+    assert near_dups(manifest(labels), table, stream, CLASSES).equals(near_dups(manifest(labels), table, p, CLASSES))

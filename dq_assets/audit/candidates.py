@@ -97,6 +97,8 @@ def _highest(block: Float, width: int) -> tuple[Float, NDArray[np.int64]]:
 def _sorted(block: Float, width: int) -> tuple[Float, NDArray[np.int64]]:
     import torch
 
-    values, found = (t.numpy() for t in torch.topk(torch.from_numpy(np.ascontiguousarray(block)), width, dim=1, sorted=False))
+    # torch warns of arrays that it might write to and must not, as those of the lake.
+    owned = np.require(block, requirements=["C", "W"])
+    values, found = (t.numpy() for t in torch.topk(torch.from_numpy(owned), width, dim=1, sorted=False))
     order = np.lexsort((found, -values), axis=1)
     return np.take_along_axis(values, order, 1), np.take_along_axis(found, order, 1)

@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from dq_assets.audit.rows import Rows, Streamed, take_rows
+
 LABEL_PRIOR = 0.9
 """Probability that a given label is right, before the model is asked; the rest is shared by the other classes."""
 
@@ -35,11 +37,12 @@ _FLOOR = 1e-6
 _BLOCK = 4096
 
 
-def near_dups(manifest: pl.DataFrame, groups: pl.DataFrame, probs: NDArray[np.float32], class_names: Sequence[str]) -> pl.DataFrame:
+def near_dups(manifest: pl.DataFrame, groups: pl.DataFrame, probs: Rows | Streamed, class_names: Sequence[str]) -> pl.DataFrame:
     """Table near_dups, one row per image of the manifest, in its order.
 
     manifest: (image_id, given_label, split, width, height, bytes), sorted by image_id. groups: table duplicate_groups.
-    probs: (n, K) out-of-fold, row for row with the manifest, of a model that saw no copy of the image. class_names: K names.
+    probs: (n, K) out-of-fold, row for row with the manifest, of a model that saw no copy of the image; the rows of the groups are
+    held in memory. class_names: K names.
 
     label_conflict: the group holds more than one given label; an image without label takes no part. resolved_label: the one given
     label where there is no conflict, else the most probable class: each member votes with its given label, which is right with
@@ -54,7 +57,8 @@ def near_dups(manifest: pl.DataFrame, groups: pl.DataFrame, probs: NDArray[np.fl
     members = rows.filter(pl.col("group_id").is_not_null())
     if members.height != groups.height:
         raise ValueError(f"{groups.height - members.height} images of duplicate_groups are not in the manifest.")
-    members = _with_verdict(members, probs, list(class_names))
+    own = members.get_column("row").to_numpy().astype(np.int64)
+    members = _with_verdict(members.with_columns(row=np.arange(own.size)), take_rows(probs, own), list(class_names))
     found = rows.select("image_id", "group_id", "kind", "distance").join(members, on="image_id", how="left", maintain_order="left")
     grouped = pl.col("group_id").is_not_null()
     return found.select(

@@ -115,7 +115,7 @@ def map_blocks(function: Callable[[slice], T], parts: Iterator[slice], threads: 
 def map_rows(function: Callable[[slice, Float], T], probs: Rows | Streamed, threads: int = 2) -> Iterator[T]:
     """function of the place and the values of each block of rows, in order, as `map_blocks`. It must not change the values.
 
-    Rows are read by the threads, and what is streamed by the caller. Raises ValueError if a stream ends early or late.
+    Rows are read by the threads, and what is streamed by the caller. Raises ValueError if a stream has another shape.
     """
     n, n_columns = probs.shape
     if not isinstance(probs, Streamed):
@@ -124,6 +124,8 @@ def map_rows(function: Callable[[slice, Float], T], probs: Rows | Streamed, thre
     with ThreadPoolExecutor(threads) as pool:
         pending, start = [], 0
         for block in probs.read():
+            if block.shape[1] != n_columns:
+                raise ValueError(f"{block.shape[1]} columns were read where {n_columns} were expected.")
             part = slice(start, start := start + len(block))
             pending.append(pool.submit(function, part, block))
             if len(pending) > threads:
@@ -131,3 +133,27 @@ def map_rows(function: Callable[[slice, Float], T], probs: Rows | Streamed, thre
         yield from (one.result() for one in pending)
     if start != n:
         raise ValueError(f"{start} rows were read where {n} were expected.")
+
+
+def take_rows(probs: Rows | Streamed, rows: Codes) -> Float:
+    """The rows of these numbers, (b,) ascending, as one array; of a stream in one pass."""
+    if not isinstance(probs, Streamed):
+        return probs[rows]
+    taken = np.empty((rows.size, probs.shape[1]), np.float32)
+
+    def one(part: slice, block: Float) -> None:
+        low, high = np.searchsorted(rows, (part.start, part.stop))
+        taken[low:high] = block[rows[low:high] - part.start]
+
+    for _ in map_rows(one, probs):
+        pass
+    return taken
+
+
+def to_file(probs: Streamed, file: Path) -> NpyRows:
+    """The same matrix in a new .npy file, for what reads rows more than once or out of order."""
+    with file.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": probs.shape})
+        for block in probs.read():
+            out.write(np.ascontiguousarray(block, "<f4").data)
+    return NpyRows(file)

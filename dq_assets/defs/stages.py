@@ -33,6 +33,7 @@ from dq_assets.audit import (
     training,
 )
 from dq_assets.audit.decoding import decode_rgb
+from dq_assets.audit.rows import Streamed, to_file
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import UserError
@@ -42,7 +43,7 @@ from dq_assets.sources.reading import Reader
 from dq_assets.store import audits
 from dq_assets.store.contents import borrow_vectors, compared_pairs, embedded_content, read_vectors
 from dq_assets.store.scratch import ScanScratch
-from dq_assets.store.tables import Version, append, read_matrix, record_version, upsert
+from dq_assets.store.tables import Version, append, matrix_blocks, read_matrix, record_version, upsert
 
 PUBLISH_ROWS = 8192
 """Rows per block of a matrix while it is published."""
@@ -319,9 +320,7 @@ def _user_probs(session: Session) -> Version:
     image_id = session.fine()["image_id"].to_numpy()
     names, codes = _classes(session)
     fold = session.table("folds", "fold")["fold"].to_numpy()
-    cache = session.home.cache / session.dataset.name
-    cache.mkdir(parents=True, exist_ok=True)
-    with session.report.bar("Reading probabilities", len(image_id)) as advance, tempfile.TemporaryDirectory(dir=cache) as scratch:
+    with session.report.bar("Reading probabilities", len(image_id)) as advance, tempfile.TemporaryDirectory(dir=_cache(session)) as scratch:
         found = pred_probs.read_pred_probs(
             session.dataset,
             manifest["path"].to_list(),
@@ -342,20 +341,29 @@ def _user_probs(session: Session) -> Version:
         return session.publish_matrix("oof_probs", tables(), found.metrics)
 
 
-def _probs(session: Session) -> np.ndarray:
-    """(n, K) out-of-fold probabilities in image_id order."""
-    return read_matrix(session.lake, session.dataset.name, "oof_probs", "probs")[1]
+def _cache(session: Session) -> Path:
+    """A folder for what a stage keeps on disk while it runs."""
+    cache = session.home.cache / session.dataset.name
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def _probs(session: Session, shape: tuple[int, int]) -> Streamed:
+    """(n, K) out-of-fold probabilities in image_id order, read from the lake block by block whenever they are gone over."""
+    return Streamed(shape, lambda: (values for _, values in matrix_blocks(session.lake, session.dataset.name, "oof_probs", "probs")))
 
 
 def label_issues(session: Session) -> Version:
     """Publish label issues."""
     names, codes = _classes(session)
     image_id = session.fine()["image_id"].to_numpy()
-    probs, options = _probs(session), session.settings.labels
+    probs, options = _probs(session, (len(codes), len(names))), session.settings.labels
     table = confident.label_issues(image_id, codes, probs, class_names=names, learnable=_learnable(session, names), settings=options)
     extra: dict[str, Any] = {}
     if options.filter_by != "ours" and names:
-        table, found = cleanlab_rules.with_cleanlab_flags(table, codes, probs, class_names=names, settings=options)
+        with tempfile.TemporaryDirectory(dir=_cache(session)) as scratch:
+            rows = to_file(probs, Path(scratch) / "probs.npy")
+            table, found = cleanlab_rules.with_cleanlab_flags(table, codes, rows, class_names=names, settings=options)
         extra = {"cleanlab's number of issues": cleanlab_rules.num_label_issues(found), "cleanlab's health": cleanlab_rules.health(found)}
     estimate = ontology.noise_estimate(table)
     metrics = {
@@ -379,9 +387,9 @@ def outlier_scores(session: Session) -> Version:
 
 def duplicate_verdicts(session: Session) -> Version:
     """Publish near_dups."""
-    names, _ = _classes(session)
+    names, codes = _classes(session)
     manifest = session.fine("given_label", "split", "width", "height", "bytes")
-    table = near_dups.near_dups(manifest, session.table("duplicate_groups"), _probs(session), names)
+    table = near_dups.near_dups(manifest, session.table("duplicate_groups"), _probs(session, (len(codes), len(names))), names)
     in_group = table.filter(pl.col("group_id").is_not_null())
     metrics = {
         "groups": in_group["group_id"].n_unique(),
@@ -395,16 +403,16 @@ def duplicate_verdicts(session: Session) -> Version:
 def class_report(session: Session) -> Version:
     """Publish the class report."""
     names, codes = _classes(session)
-    table = ontology.class_report(
-        codes, _probs(session), session.table("label_issues"), class_names=names, learnable=_learnable(session, names)
-    )
+    probs = _probs(session, (len(codes), len(names)))
+    table = ontology.class_report(codes, probs, session.table("label_issues"), class_names=names, learnable=_learnable(session, names))
     return session.publish("class_report", table, {"classes": len(table), "not learnable": int((~table["is_learnable"]).sum())})
 
 
 def ontology_report(session: Session) -> Version:
     """Publish the ontology report."""
     names, codes = _classes(session)
-    table = ontology.ontology_report(codes, _probs(session), session.table("label_issues"), class_names=names)
+    probs = _probs(session, (len(codes), len(names)))
+    table = ontology.ontology_report(codes, probs, session.table("label_issues"), class_names=names)
     return session.publish(
         "ontology_report", table, {"pairs": len(table), "corrections": int((table["n_a_to_b"] + table["n_b_to_a"]).sum())}
     )
