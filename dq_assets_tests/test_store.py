@@ -29,6 +29,7 @@ from dq_assets.store.lake import Lake, StoreError, audit_lock
 from dq_assets.store.tables import (
     Version,
     append,
+    matrix_blocks,
     publish,
     publish_matrix,
     read_matrix,
@@ -69,6 +70,8 @@ def classes(*rows: tuple[str, int]) -> pl.DataFrame:
                 "class_name": name,
                 "n": n,
                 "noise_rate": None,
+                "noise_rate_low": None,
+                "noise_rate_high": None,
                 "inverse_noise_rate": 0.25,
                 "accuracy": 1.0,
                 "most_common_correction": None,
@@ -77,7 +80,10 @@ def classes(*rows: tuple[str, int]) -> pl.DataFrame:
             }
             for name, n in rows
         ],
-        schema_overrides={"most_common_correction": pl.String, "noise_rate": pl.Float32},
+        schema_overrides={
+            "most_common_correction": pl.String,
+            **dict.fromkeys(("noise_rate", "noise_rate_low", "noise_rate_high"), pl.Float32),
+        },
     )
 
 
@@ -155,6 +161,22 @@ def test_the_digest_of_a_matrix_does_not_depend_on_its_blocks(lake: Lake) -> Non
     assert len(list((lake.home.lake / "data" / NAME / "oof_probs").glob("*.parquet"))) == 1
     ids, back = read_matrix(lake, NAME, "oof_probs", "probs")
     assert np.array_equal(ids, np.arange(1000))
+    assert np.array_equal(back, values)
+
+
+def test_a_matrix_is_read_in_order_while_other_queries_run_and_though_it_lies_out_of_order(lake: Lake) -> None:
+    values = np.random.default_rng(0).random((6000, 3)).astype(np.float32)
+    publish_matrix(lake, NAME, "oof_probs", probabilities(values, 1000), fingerprint="f")
+    parts = []
+    for ids, block in matrix_blocks(lake, NAME, "oof_probs", "probs"):
+        assert len(read_table(lake, NAME, "oof_probs", columns=["fold"])) == 6000
+        parts.append((ids, block))
+    assert np.array_equal(np.concatenate([ids for ids, _ in parts]), np.arange(6000))
+    assert np.array_equal(np.concatenate([block for _, block in parts]), values)
+    with lake.transaction() as con:  # the first half moves into a file behind the second
+        con.execute(f'UPDATE lake."{NAME}".oof_probs SET fold = fold + 1 WHERE image_id < 3000')
+    ids, back = read_matrix(lake, NAME, "oof_probs", "probs")
+    assert np.array_equal(ids, np.arange(6000))
     assert np.array_equal(back, values)
 
 
@@ -404,7 +426,7 @@ def test_integrity_finds_planted_offenders(lake: Lake) -> None:
     publish(lake, NAME, "class_report", classes(("a", 1)), fingerprint="f")
     assert all(v.passed for v in check_integrity(lake, NAME, "class_report"))
     with lake.transaction() as con:
-        con.execute(f"INSERT INTO lake.\"{NAME}\".class_report VALUES ('a', -1, 'nan', 2, NULL, NULL, 0, NULL)")
+        con.execute(f"INSERT INTO lake.\"{NAME}\".class_report VALUES ('a', -1, 'nan', NULL, NULL, 2, NULL, NULL, 0, NULL)")
     verdicts = {v.check: v for v in check_integrity(lake, NAME, "class_report")}
     assert verdicts["keys"].sample == ("a",)
     # n below 0, noise_rate not finite, inverse_noise_rate above 1, is_learnable missing; NaN is also above every bound.

@@ -284,16 +284,23 @@ def read_table(lake: Lake, dataset: str, name: str, *, columns: Sequence[str] = 
 def _ranges(lake: Lake, dataset: str, name: str, chosen: str, snapshot: int | None) -> Iterator[pa.Table]:
     """Blocks of a table keyed by image_id, in ascending order, each about READ_BYTES."""
     source = _at(dataset, name, snapshot)
-    listed = next(c.name for c in TABLES[name].columns if c.type.endswith("[]"))
-    row = lake.con.execute(f"SELECT min(image_id), max(image_id), max(len({quoted(listed)})) FROM {source}").fetchone()
+    row = lake.con.execute(f"SELECT min(image_id), max(image_id), max(len({quoted(_listed(name))})) FROM {source}").fetchone()
     if row is None or row[0] is None:
         return
     first, last, width = row
-    step = max(1, READ_BYTES // (16 * max(width, 1)))
+    step = _rows_per_block(width)
     for low in range(first, last + 1, step):
         block = lake.con.execute(f"SELECT {chosen} FROM {source} WHERE image_id >= ? AND image_id < ?", [low, low + step]).to_arrow_table()
         if block.num_rows:
             yield block.sort_by("image_id") if "image_id" in block.column_names else block
+
+
+def _listed(name: str) -> str:
+    return next(c.name for c in TABLES[name].columns if c.type.endswith("[]"))
+
+
+def _rows_per_block(width: int) -> int:
+    return max(1, READ_BYTES // (16 * max(width, 1)))
 
 
 def matrix_blocks(
@@ -303,12 +310,34 @@ def matrix_blocks(
 
     Raises StoreError if the rows of a block differ in length.
     """
-    for block in _ranges(lake, dataset, name, f"image_id, {quoted(column)}", snapshot):
+    for block in _in_order(lake, dataset, name, f"image_id, {quoted(column)}", snapshot):
         lists = block[column].combine_chunks()
-        width = len(lists.flatten()) // max(len(lists), 1)
+        items = lists.flatten()
+        width = len(items) // max(len(lists), 1)
         if pc.any(pc.not_equal(pc.list_value_length(lists), width)).as_py():
             raise StoreError(f"{name}.{column} has rows of different lengths. Materialize {name} again.")
-        yield block["image_id"].to_numpy(), lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), width)
+        yield block["image_id"].to_numpy(), items.to_numpy(zero_copy_only=False).reshape(len(lists), width)
+
+
+def _in_order(lake: Lake, dataset: str, name: str, chosen: str, snapshot: int | None) -> Iterator[pa.Table]:
+    """The blocks of `_ranges`, in one scan if the table lies in ascending order, as `publish_matrix` writes it.
+
+    A range that cuts row groups decodes them twice: 100,000 x 1000 took 3.9 CPU seconds by ranges, the bare scan 1.7.
+    """
+    source = _at(dataset, name, snapshot)
+    # A cursor: other queries of the connection would end a scan that is under way.
+    with lake.con.cursor() as con:
+        ids = con.execute(f"SELECT image_id FROM {source}").fetchnumpy()["image_id"]
+        if (np.diff(ids) <= 0).any():
+            yield from _ranges(lake, dataset, name, chosen, snapshot)
+            return
+        row = con.execute(f"SELECT len({quoted(_listed(name))}) FROM {source} LIMIT 1").fetchone()
+        start, step = 0, _rows_per_block(row[0] if row else 0)
+        for batch in con.execute(f"SELECT {chosen} FROM {source}").to_arrow_reader(step):
+            if not np.array_equal(batch["image_id"].to_numpy(), ids[start : start + batch.num_rows]):
+                raise StoreError(f"{name} was not scanned in the order in which it lies. Run the command again.")
+            start += batch.num_rows
+            yield pa.Table.from_batches([batch])
 
 
 def read_matrix(lake: Lake, dataset: str, name: str, column: str, *, snapshot: int | None = None) -> tuple[np.ndarray, np.ndarray]:
