@@ -84,7 +84,8 @@ def _trial(vectors: Any, given: Any, wrong: Any, folds: Any) -> Row:
     assert len(noise.rows) == n
     own = probs[np.arange(n), given]
     counts = np.bincount(given, minlength=N_CLASSES)
-    joint = confident.calibrated_joint(confident.confident_joint(given, probs, confident.class_thresholds(given, probs)), counts)
+    thresholds = confident.class_thresholds(given, noise.probs[:, 0], N_CLASSES)
+    joint = confident.calibrated_joint(confident.confident_joint(noise.classes, noise.probs, thresholds), counts)
     lowest = np.zeros(n, dtype=bool)
     lowest[np.argsort(own, kind="stable")[: int(joint.sum() - np.trace(joint))]] = True
     hits = np.cumsum(wrong[np.argsort(-noise.log_odds, kind="stable")])

@@ -11,7 +11,7 @@ from dq_assets.audit import cells
 from dq_assets.audit.neighbors import Graph, nearest_neighbors, neighbor_graph
 from dq_assets.settings import Neighbors
 
-INDEX = Neighbors(exact_up_to=0)
+INDEX = Neighbors(k=10, exact_up_to=0)
 
 
 def clustered(n: int = 4000, d: int = 200, seed: int = 0) -> np.ndarray:
