@@ -76,14 +76,15 @@ def test_a_sample_of_the_images_gives_about_the_fit_of_all(monkeypatch: pytest.M
         assert getattr(sampled, name) == pytest.approx(getattr(whole, name), rel=0.1)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.2, 0.4])
-def test_the_error_probabilities_find_planted_errors_and_sum_to_about_their_number(rate: float) -> None:
+@pytest.mark.parametrize(("rate", "least"), [(0.02, 0.65), (0.1, 0.8), (0.2, 0.85), (0.4, 0.9)])
+def test_the_error_probabilities_find_planted_errors_and_sum_to_about_their_number(rate: float, least: float) -> None:
     given, true, probs = planted(rate, certainty=8.0)
     frame = issues(given, probs)
     wrong = given != true
     flagged = frame["is_label_issue"].to_numpy()
-    assert 2 * (wrong & flagged).sum() / (wrong.sum() + flagged.sum()) > 0.65
-    # Few errors cannot be told from honest doubt: 95 for 53 at 2 %.
+    # .675, .836, .881 and .930. At 2 % the class-dependent fit alone had more than .7: a loss, for the sake of the other kinds of noise.
+    assert 2 * (wrong & flagged).sum() / (wrong.sum() + flagged.sum()) > least
+    # Few errors cannot be told from honest doubt: 103 for 53 at 2 %.
     assert abs(frame["error_probability"].sum() - wrong.sum()) < 0.02 * len(given) + 0.25 * wrong.sum()
 
 
@@ -119,7 +120,9 @@ def test_a_flagged_label_gets_another_suggestion_and_a_kind_and_others_none() ->
     assert frame.filter(~pl.col("is_label_issue"))["kind"].null_count() == frame.height - flagged.height
     at = flagged["image_id"].to_numpy()
     suggested = flagged["suggested_label"].to_numpy() == np.array([f"class {k:04}" for k in true[at]])
-    assert suggested[true[at] != given[at]].mean() > 0.8
+    assert suggested[true[at] != given[at]].mean() > 0.9
+    # Over all that is flagged, the right labels too, for which any suggestion is wrong: the class-dependent fit alone had more than .8.
+    assert suggested.mean() > 0.75
 
 
 def test_the_threshold_decides_what_is_flagged() -> None:
