@@ -7,7 +7,7 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from dq_assets.audit import oof
-from dq_assets.audit.oof import oof_probabilities
+from dq_assets.audit.oof import oof_probabilities, oof_stream
 
 
 def blobs(n: int = 600, d: int = 16, n_classes: int = 3, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,3 +199,18 @@ def test_the_priors_of_the_classes_are_learnt() -> None:
     metrics = oof_probabilities(vectors, labels, np.arange(1000) % 5, 3).metrics
     assert metrics["prior_distance"] < 0.03
     assert metrics["ece"] < 0.05
+
+
+def test_a_stream_gives_the_same_rows_and_knows_at_its_end_how_they_agree_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels, folds = blobs(spread=3.0)
+    labels = np.where(np.arange(600) % 7 == 0, -1, labels)
+    whole = oof_probabilities(vectors, labels, folds, 3)
+    monkeypatch.setattr(oof, "_BLOCK", 64)
+    stream = oof_stream(vectors, labels, folds, 3)
+    assert stream.shape == (600, 3)
+    assert "accuracy" not in stream.metrics
+    blocks = list(stream.blocks())
+    assert [len(block) for block in blocks] == [64] * 9 + [24]
+    np.testing.assert_allclose(np.concatenate(blocks), whole.probs, atol=1e-5)
+    assert stream.metrics["accuracy"] == whole.metrics["accuracy"]
+    assert stream.metrics["log_loss"] == pytest.approx(whole.metrics["log_loss"], abs=1e-5)

@@ -13,13 +13,14 @@ they go wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_assets.audit.agreement import agreement
+from dq_assets.audit.agreement import Agreement
+from dq_assets.audit.rows import map_blocks
 
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -38,6 +39,36 @@ class OofResult:
 
     probs: Float
     metrics: dict[str, float | list[float]]
+
+
+class OofStream:
+    """Out-of-fold probabilities that are computed while they are read: of 1.28 million x 1000 they are as large as the vectors.
+
+    shape: (n, K). metrics: those of `oof_probabilities`; what compares with the labels is there once `blocks` has come to its end.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[slice], Float],
+        labels: NDArray[np.int64],
+        folds: NDArray[np.integer],
+        n_classes: int,
+        metrics: dict[str, float | list[float]],
+    ) -> None:
+        self.shape, self.metrics = (len(labels), n_classes), metrics
+        self._predict, self._labels, self._folds = predict, labels, folds
+
+    def blocks(self) -> Iterator[Float]:
+        """(b, K) rows, in order. Read to the end, once; the next block is computed while the reader has this one."""
+        n = self.shape[0]
+        found = Agreement(self.shape[1], int(self._folds.max(initial=-1)) + 1)
+        start = 0
+        for probs in map_blocks(self._predict, (slice(at, min(at + _BLOCK, n)) for at in range(0, n, _BLOCK)), threads=1):
+            part = slice(start, start := start + len(probs))
+            found.add(probs, self._labels[part], self._folds[part])
+            yield probs
+        if self.shape[1] and (self._labels >= 0).any():
+            self.metrics.update(found.metrics())
 
 
 @dataclass(frozen=True)
@@ -83,10 +114,20 @@ class _Attempt:
 
 
 def oof_probabilities(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], n_classes: int) -> OofResult:
+    """`oof_stream` as one array of n x K."""
+    stream = oof_stream(vectors, labels, folds, n_classes)
+    probs, start = np.empty(stream.shape, dtype=np.float32), 0
+    for block in stream.blocks():
+        probs[start : start + len(block)] = block
+        start += len(block)
+    return OofResult(probs, stream.metrics)
+
+
+def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], n_classes: int) -> OofStream:
     """Score every row once, by the model of the labelled rows of all other folds.
 
     vectors: float32 (n, d), any scale; never copied whole. labels: (n,) class codes, -1 for unlabelled (such rows are scored,
-    not learnt from). folds: (n,) in [0, F). Returns probs over all n_classes columns; a class without a labelled row in the
+    not learnt from). folds: (n,) in [0, F). Gives probs over all n_classes columns; a class without a labelled row in the
     training folds gets probability 0 there, and a fold without any training row gets the uniform distribution.
 
     Shrinkage, penalty and temperatures are those of the lowest out-of-fold log-loss against the given labels, on up to
@@ -94,35 +135,36 @@ def oof_probabilities(vectors: Float, labels: NDArray[np.int64], folds: NDArray[
 
     metrics: temperature (divisor of the averaged logits); lda_temperature, ridge_temperature, lda_log_loss and ridge_log_loss of
     either head alone, on the sample; shrinkage, penalty; ece_before and ece_after (15 bins, on the sample, without and with the
-    temperatures); n_classes, n_labelled; and those of `audit.agreement.agreement`. Measures against labels are NaN if no row
+    temperatures); n_classes, n_labelled; and those of `audit.agreement.Agreement`. Measures against labels are NaN if no row
     is labelled.
 
-    Memory: F d x d matrices in float64 (65 MB at d = 1280, F = 5) and the answer. Raises ValueError for vectors that are
-    not finite, and for labels or folds out of range.
+    Memory: F d x d matrices in float64 (65 MB at d = 1280, F = 5) and blocks of the answer. Raises ValueError for vectors that
+    are not finite, and for labels or folds out of range.
     """
     _check(vectors, labels, folds, n_classes)
     n = len(vectors)
     n_folds = int(folds.max(initial=-1)) + 1
     labelled = np.flatnonzero(labels >= 0)
-    if n_classes == 0 or n == 0:
-        return OofResult(np.zeros((n, n_classes), dtype=np.float32), _no_metrics(n_classes, labelled.size, n_folds))
+
+    def uniform(part: slice) -> Float:
+        return np.full((part.stop - part.start, n_classes), np.float32(1 / max(n_classes, 1)))
+
+    if n_classes <= 1 or n == 0 or labelled.size == 0:
+        _scale(vectors)  # for its errors
+        return OofStream(uniform, labels, folds, n_classes, _no_metrics(n_classes, labelled.size, n_folds))
     scale = _scale(vectors)
     dim = vectors.shape[1]
-    if 0 < labelled.size < dim:
+    if labelled.size < dim:
         vectors, scale = _row_space(vectors, scale, labelled)
     sums = _sums(vectors, scale, labels, folds, n_folds=n_folds, n_classes=n_classes)
-    if n_classes == 1 or labelled.size == 0:
-        probs = np.full((n, n_classes), np.float32(1 / n_classes))
-        metrics = _no_metrics(n_classes, labelled.size, n_folds)
-        return OofResult(probs, metrics | (agreement(probs, labels, folds, n_folds) if labelled.size else {}))
-
     heads, metrics = _fit(vectors, scale, labels, folds, sums, dim=dim)
-    probs = np.empty((n, n_classes), dtype=np.float32)
-    for start in range(0, n, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, n))
-        probs[rows] = _softmax(_logits(vectors, scale, rows, folds[rows], heads))
-    metrics |= agreement(probs, labels, folds, n_folds)
-    return OofResult(probs, metrics | {"n_classes": float(n_classes), "n_labelled": float(labelled.size)})
+
+    def predict(part: slice) -> Float:
+        rows = np.arange(part.start, part.stop)
+        return _softmax(_logits(vectors, scale, rows, folds[rows], heads))
+
+    metrics |= {"n_classes": float(n_classes), "n_labelled": float(labelled.size)}
+    return OofStream(predict, labels, folds, n_classes, metrics)
 
 
 def _check(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], n_classes: int) -> None:

@@ -36,7 +36,7 @@ from dq_assets.audit.decoding import decode_rgb
 from dq_assets.audit.rows import Streamed, to_file
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
-from dq_assets.settings import UserError
+from dq_assets.settings import Duplicates, UserError
 from dq_assets.sources.addresses import shown_uri
 from dq_assets.sources.listing import list_source
 from dq_assets.sources.reading import Reader
@@ -223,7 +223,7 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     Verdicts are committed by blocks, so that a killed run goes on where it stopped.
     """
     options, images, name = session.settings.duplicates, session.settings.images, session.dataset.name
-    witness = f"{duplicates.WITNESS_VERSION}@{options.min_correlation:g}" + ("" if options.mirrored else ", no mirrors")
+    witness = witness_id(options)
     shas, uris, sizes = fine["content_sha256"].to_numpy(), fine["uri"].to_list(), fine["bytes"].to_list()
     contents = pl.DataFrame({"a": shas[pairs[:, 0]], "b": shas[pairs[:, 1]]}, schema={"a": pl.String, "b": pl.String})
     named = contents.select(content_a=pl.min_horizontal("a", "b"), content_b=pl.max_horizontal("a", "b"), row=pl.int_range(pl.len()))
@@ -260,6 +260,11 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     verdicts = compared_pairs(session.lake, name, witness, named)
     distance = named.join(verdicts, on=["content_a", "content_b"], how="left", maintain_order="left")["distance"]
     return distance.fill_null(np.nan).to_numpy(), len(todo)
+
+
+def witness_id(options: Duplicates) -> str:
+    """Under what the verdict on a pair is kept: version and threshold of the comparison."""
+    return f"{duplicates.WITNESS_VERSION}@{options.min_correlation:g}" + ("" if options.mirrored else ", no mirrors")
 
 
 def _group_of(session: Session, image_id: np.ndarray) -> np.ndarray:
@@ -308,10 +313,19 @@ def oof_probs(session: Session) -> Version:
     image_id, vectors = _vectors(session)
     names, codes = _classes(session)
     fold = session.table("folds", "fold")["fold"].to_numpy()
-    with session.report.bar("Cross-validating", 1) as advance:
-        result = oof.oof_probabilities(vectors, codes, fold, len(names))
-        advance(1)
-    return session.publish_matrix("oof_probs", _blocks(image_id, fold=fold, probs=result.probs), {"source": "heads", **result.metrics})
+    with session.report.bar("Cross-validating", len(image_id)) as advance:
+        found = oof.oof_stream(vectors, codes, fold, len(names))
+        metrics: dict[str, Any] = {"source": "heads"}
+
+        def tables() -> Iterator[pa.Table]:
+            start = 0
+            for block in found.blocks():
+                part = slice(start, start := start + len(block))
+                yield from _blocks(image_id[part], fold=fold[part], probs=block)
+                advance(len(block))
+            metrics.update(found.metrics)
+
+        return session.publish_matrix("oof_probs", tables(), metrics)
 
 
 def _user_probs(session: Session) -> Version:

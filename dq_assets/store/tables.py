@@ -174,6 +174,7 @@ def publish_matrix(
     """Replace a large table by blocks of rows in ascending key order.
 
     The Parquet file is written without the lock and added in one short transaction; it is removed again if nothing changed.
+    metrics are read after the last block, so that what makes the blocks may fill them in.
     """
     table = TABLES[name]
     folder = lake.home.lake / "data" / dataset / name
