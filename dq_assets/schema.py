@@ -68,7 +68,7 @@ class Table:
     @property
     def is_asset(self) -> bool:
         """Whether a Dagster asset materializes this table (the others are the lake's own book-keeping)."""
-        return self.name not in ("image_ids", "compared_pairs", "table_versions", "audits", "gate_results")
+        return self.name not in ("image_ids", "compared_pairs", "neighbor_cells", "table_versions", "audits", "gate_results")
 
 
 def _score(issue: str, doc: str, *, nullable: bool = False) -> Column:
@@ -120,6 +120,22 @@ TABLES: dict[str, Table] = {
                 Column("content_b", "VARCHAR", "The bytes of the other."),
                 Column("witness", "VARCHAR", "Version and threshold of the comparison."),
                 Column("distance", "FLOAT", "1 - aligned correlation; null if they are different pictures.", True, low=0, high=1),
+            ),
+            storage="blocks",
+        ),
+        Table(
+            "neighbor_cells",
+            "The index behind neighbors, as it was fitted: kept until it no longer fits, so that new images move no other image's cell.",
+            ("version", "partition", "row"),
+            (
+                Column("version", "BIGINT", "1, 2, 3 ...: a fit; metric `cells version` of neighbors says which one an audit used.", low=1),
+                Column("partition", "INTEGER", "0 is the rotation, 1, 2 ... the centres of a partition; more may be added later.", low=0),
+                Column("row", "BIGINT", "Of the rotation: a dimension of the vectors; else: a cell.", low=0),
+                Column("encoder", "VARCHAR", "As in embeddings: whose vectors it is for."),
+                Column("algorithm", "INTEGER", "Of the search; another one puts the same vector elsewhere.", low=1),
+                Column("n_images", "BIGINT", "Images that the rotation was fitted on, or the centres drawn from.", low=1),
+                Column("reason", "VARCHAR", "Why it was fitted or added."),
+                Column("numbers", "FLOAT[]", "That row of the matrix; a number for each dimension that is searched."),
             ),
             storage="blocks",
         ),

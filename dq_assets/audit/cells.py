@@ -37,6 +37,9 @@ SAMPLED = 512
 
 MAX_PARTITIONS = 16
 
+OUTGROWN = 2
+"""Cells are fitted anew for more than so many times the images that they were fitted on, or fewer than that part of them."""
+
 _FIT_ROWS = 10_000
 _VOTES = 16
 _PAGE = 1024
@@ -60,6 +63,11 @@ class Cells:
         for part in (self.rotation, *self.centres):
             found.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
         return found.hexdigest()[:16]
+
+
+def outgrown(fitted_on: int, n: int) -> bool:
+    """Whether cells that were fitted on so many vectors are too few or too many for n."""
+    return n > OUTGROWN * fitted_on or fitted_on > OUTGROWN * n
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ def candidates(
     """Positions among which the k nearest of each of n rows are found with the given recall.
 
     take: gives distinct unit rows. recall: in (0, 1], of the k nearest over SAMPLED rows; partitions are added, later ones with a larger
-    budget, until it is reached, or MAX_PARTITIONS are there. cells: of an earlier search; its partitions are used first.
+    budget, until it is reached, or MAX_PARTITIONS are there. cells: of an earlier search; all its partitions are used before others are
+    added, also where fewer would do, so that what is stored stays what is used.
     progress: called with the share done, an estimate. Deterministic; the number of threads changes nothing.
     """
     rng = np.random.default_rng(SEED)
@@ -101,7 +110,7 @@ def candidates(
     used: list[Floats] = []
     best = np.full((n, 0), -1, np.int32), np.empty((n, 0), np.float32)
     reached, order = 0.0, np.arange(n)
-    while reached < recall and len(used) < MAX_PARTITIONS:
+    while len(used) < len(given) or (reached < recall and len(used) < MAX_PARTITIONS):
         number = len(used)
         centres = given[number] if number < len(given) else points[np.sort(rng.choice(n, max(1, n // size), replace=False))]
         # The first three partitions suffice for embeddings; vectors without structure need ever wider looks.

@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from dq_assets.audit import (
+    cells,
     cleanlab_rules,
     confident,
     curation,
@@ -40,7 +41,7 @@ from dq_assets.settings import Duplicates, UserError
 from dq_assets.sources.addresses import shown_uri
 from dq_assets.sources.listing import list_source
 from dq_assets.sources.reading import Reader
-from dq_assets.store import audits
+from dq_assets.store import audits, fitted
 from dq_assets.store.contents import borrow_vectors, compared_pairs, embedded_content, read_vectors
 from dq_assets.store.scratch import ScanScratch
 from dq_assets.store.tables import Version, append, matrix_blocks, read_matrix, record_version, upsert
@@ -180,15 +181,42 @@ def _arrow(values: np.ndarray) -> pa.Array:
 
 
 def nearest(session: Session) -> Version:
-    """Publish neighbors."""
+    """Publish neighbors, by the cells of earlier audits while they fit."""
     image_id, vectors = _vectors(session)
+    identity = encoder.encoder_id(session.settings.encoder)
+    stored = fitted.stored_cells(session.lake, session.dataset.name, identity)
+    kept = None if stored is None or cells.outgrown(stored.n_images, len(image_id)) else stored
     with session.report.bar("Searching neighbours", len(image_id)) as advance:
-        graph = neighbors.neighbor_graph(vectors, session.settings.neighbors, progress=as_total(advance))
-    metrics = {"recall on a sample": graph.recall, "partitions": len(graph.cells.centres) if graph.cells else 0}
+        graph = neighbors.neighbor_graph(
+            vectors, session.settings.neighbors, cells=kept.cells if kept else None, progress=as_total(advance)
+        )
+    metrics: dict[str, Any] = {"recall on a sample": graph.recall, "partitions": len(graph.cells.centres) if graph.cells else 0}
+    if graph.cells:
+        metrics["cells version"] = _keep_cells(session, graph.cells, len(image_id), identity, stored, kept)
     if graph.distances.size:
         metrics["median nearest distance"] = float(np.median(graph.distances[:, 0]))
     columns = {"neighbor_ids": image_id[graph.positions], "distances": graph.distances}
     return session.publish_matrix("neighbors", _blocks(image_id, **columns), metrics)
+
+
+def _keep_cells(
+    session: Session,
+    used: cells.Cells,
+    n: int,
+    identity: str,
+    stored: fitted.StoredCells | None,
+    kept: fitted.StoredCells | None,
+) -> int:
+    """Store what of the used cells is new, say why, and return their version. stored: those there were; kept: the same if they fit."""
+    if kept:
+        reason = f"with {len(kept.cells.centres)} partitions recall was below {session.settings.neighbors.recall:g} on {n:,} images"
+    else:
+        reason = f"there are {n:,} images, and were {stored.n_images:,}" if stored else "there were none for this encoder"
+    now = fitted.keep_cells(session.lake, session.dataset.name, identity, used, n_images=n, reason=reason, before=kept)
+    if now is not kept:
+        what = f"{len(used.centres) - len(kept.cells.centres)} added" if kept else f"{len(used.centres)} fitted"
+        session.report.say(f"Partitions of neighbour cells {now.version}: {what}, as {reason}.")
+    return now.version
 
 
 def _neighbors(session: Session, image_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

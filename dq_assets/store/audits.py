@@ -149,8 +149,11 @@ def audit_row(lake: Lake, dataset: str, version: int | None) -> dict[str, Any]:
 
 
 def snapshot_of(lake: Lake, dataset: str, table: str, version: int | None) -> int | None:
-    """The snapshot to read a table of an audit at; None (the newest) for ledgers. Raises UserError if it is not kept."""
-    if TABLES[table].storage == "ledger" or TABLES[table].storage == "blocks" or table == "table_versions":
+    """The snapshot to read a table of an audit at; None (the newest) for ledgers. Raises UserError if it is not kept.
+
+    table_versions without a version is the newest: it also has what follows an audit.
+    """
+    if TABLES[table].storage in ("ledger", "blocks") or (table == "table_versions" and version is None):
         return None
     row = audit_row(lake, dataset, version)
     if table == "training_set":
