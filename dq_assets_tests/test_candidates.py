@@ -57,6 +57,21 @@ def test_of_a_thousand_classes_the_highest_are_found_among_equal_ones_and_zeros_
     assert np.array_equal(found.right, probs.argmax(axis=1) == given)
 
 
+@pytest.mark.parametrize("n_classes", [40, 600])
+def test_classes_that_are_not_learnable_are_left_out_and_of_equal_ones_the_lowest_are_kept(n_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    probs = np.round(rng.random((300, n_classes)) ** 4, 2).astype(np.float32)
+    probs[0] = -0.0
+    learnable = np.flatnonzero(rng.random(n_classes) < 0.9)
+    given = rng.choice(learnable, 300)
+    found = top_classes(given, probs, np.arange(300), learnable, 8)
+    for row, own, classes in zip(probs, given, found.classes, strict=True):
+        others = learnable[np.argsort(-row[learnable], kind="stable")]
+        assert classes.tolist() == [own, *others[others != own][:7]]
+    assert np.array_equal(found.probs, np.take_along_axis(probs, found.classes, 1))
+    assert np.array_equal(found.right, probs.argmax(axis=1) == given)
+
+
 def test_what_is_streamed_gives_the_same_however_it_is_cut_and_a_short_stream_is_refused() -> None:
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.full(20, 0.2), 500).astype(np.float32)
