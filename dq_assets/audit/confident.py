@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dq_assets import settings
@@ -125,11 +126,16 @@ def confident_joint(classes: NDArray[np.int32], top: Float, thresholds: Double) 
     joint = np.zeros(n_classes * n_classes, dtype=np.int64)
     least = (thresholds - 1e-6).astype(np.float32)
     for part in blocks(len(top), top.shape[1]):
-        confident = np.where(top[part] >= least[classes[part]], top[part], np.float32(-1))
-        at, column = np.arange(len(confident)), confident.argmax(axis=1)
-        counted = confident[at, column] >= 0
-        cells = classes[part, 0].astype(np.int64) * n_classes + classes[part][at, column]
-        joint += np.bincount(cells[counted], minlength=n_classes * n_classes)
+        p, found = top[part].ravel(), classes[part].ravel()
+        cells = np.flatnonzero(p >= least.min())  # few, which saves looking up the thresholds of all
+        cells = cells[p[cells] >= least[found[cells]]]
+        row = cells // top.shape[1]
+        leads = np.flatnonzero(np.diff(row, prepend=-1))
+        # Columns descend but for the first: the most probable confident class is the first one of its row, or the next.
+        follows = np.minimum(leads + 1, cells.size - 1)
+        better = (row[follows] == row[leads]) & (p[cells[follows]] > p[cells[leads]])
+        chosen = cells[np.where(better, follows, leads)]
+        joint += np.bincount(classes[part][row[leads], 0].astype(np.int64) * n_classes + found[chosen], minlength=n_classes * n_classes)
     result = joint.reshape(n_classes, n_classes)
     np.fill_diagonal(result, np.maximum(np.diag(result), 1))
     return result
@@ -164,7 +170,7 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
     rows, own = np.flatnonzero(checked), given[checked]
     width = max(min(int(learnable.sum()), MAX_CANDIDATES), 1)
     found = top_classes(given, probs, rows, np.flatnonzero(learnable), width)
-    supported = found.probs.max(axis=1, initial=0.0) > 0
+    supported = _highest(found.probs) > 0
     thresholds = class_thresholds(own, found.probs[:, 0], n_classes)
     classes, top, right = found.classes, found.probs, found.right
     if not supported.all():
@@ -223,7 +229,6 @@ def label_issues(
     ambiguous = p_given >= settings.ambiguous_ratio * p_suggested
     checked = pl.DataFrame(
         {
-            "row": noise.rows,
             "suggested_label": names.gather(noise.classes[at, column]),
             "label_score": right.astype(np.float32),
             "is_label_issue": flagged,
@@ -235,10 +240,13 @@ def label_issues(
         }
     )
     given_label = names.gather(pl.Series(given).set(pl.Series(given < 0), None))
-    every = pl.DataFrame({"row": np.arange(len(given)), "image_id": image_id, "given_label": given_label})
-    joined = every.join(checked, on="row", how="left", maintain_order="left")
+    every = pl.DataFrame({"image_id": image_id, "given_label": given_label})
+    row = np.full(len(given), -1)
+    row[noise.rows] = at
+    # Without a row to be checked by: nulls. A join takes three times as long.
+    of_image = checked.select(pl.all().gather(pl.Series(row).set(pl.Series(row < 0), None)))
     empty = pl.lit([], dtype=pl.List(pl.String))
-    joined = joined.with_columns(pl.col("candidate_labels").fill_null(empty))
+    joined = pl.concat([every, of_image], how="horizontal").with_columns(pl.col("candidate_labels").fill_null(empty))
     return joined.select(pl.col(name).cast(kind) for name, kind in ISSUES_SCHEMA.items())
 
 
@@ -260,10 +268,23 @@ def _suggestion(noise: LabelNoise, flagged: NDArray[np.bool_]) -> Codes:
 
 def _candidate_labels(noise: LabelNoise, names: pl.Series, ratio: float) -> pl.Series:
     """(c,) lists of the names of the classes with at least `ratio` of the top probability, most probable first."""
-    order = np.argsort(-noise.probs, axis=1, kind="stable")
-    ordered = np.take_along_axis(noise.probs, order, axis=1)
-    kept = (ordered >= ratio * ordered[:, :1]) & (ordered > 0)
-    row, place = np.nonzero(kept)
-    flat = pl.DataFrame({"row": row, "name": names.gather(noise.classes[row, order[row, place]])})
-    # Every checked row has a positive probability, so every row has at least its top class.
-    return flat.group_by("row", maintain_order=True).agg("name")["name"].cast(pl.List(pl.String))
+    probs, width = noise.probs, noise.probs.shape[1]
+    highest = _highest(probs)
+    kept = (probs >= np.float32(ratio) * highest[:, None]) & (probs > 0)
+    cells = np.flatnonzero(kept)
+    row, classes = cells // width, noise.classes.ravel()[cells]
+    # All stand in their order but the given class, which is the first column also where others are more probable.
+    behind = probs[:, 0] < highest
+    order = np.argsort(-probs[behind], axis=1, kind="stable")
+    classes[behind[row]] = np.take_along_axis(noise.classes[behind], order, 1)[np.take_along_axis(kept[behind], order, 1)]
+    ends = np.cumsum(np.bincount(row, minlength=len(probs)))
+    # By polars, since pyarrow would import pandas to look at a NumPy array.
+    offsets = pl.Series(np.concatenate([[0], ends]), dtype=pl.Int64).to_arrow()
+    lists = pa.LargeListArray.from_arrays(offsets, names.gather(classes).to_arrow())
+    return pl.Series(lists, dtype=pl.List(pl.String))
+
+
+def _highest(probs: Float) -> Float:
+    """(c,) the highest probability of each row of `LabelNoise`, whose columns descend from the second on."""
+    result: Float = np.maximum(probs[:, 0], probs[:, min(1, probs.shape[1] - 1)])
+    return result
