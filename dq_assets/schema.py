@@ -292,6 +292,21 @@ TABLES: dict[str, Table] = {
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
+            "label_evidence",
+            "Why a label was flagged: the nearest images with the given and with the suggested label, copies and flagged images left out.",
+            ("image_id", "role", "rank"),
+            (
+                Column("image_id", "BIGINT", "A flagged image of label_issues.", low=0),
+                Column("role", "VARCHAR", "Which of its two labels the neighbour has.", values=("given", "suggested")),
+                Column("rank", "INTEGER", "1 is the nearest.", low=1),
+                Column("label", "VARCHAR", "That label."),
+                Column("neighbor_id", "BIGINT", "The neighbour's image_id.", low=0),
+                Column("distance", "FLOAT", "Cosine distance between the two.", low=0, high=2),
+            ),
+            inputs=("label_issues", "neighbors", "duplicate_groups", "embeddings", "raw_manifest"),
+            kinds=frozenset({"torch", "duckdb"}),
+        ),
+        Table(
             "outliers",
             "Images that belong to no class: far from their nearest neighbours that are no copies, which have other labels.",
             ("image_id",),
@@ -389,7 +404,10 @@ TABLES: dict[str, Table] = {
                 Column("source", "VARCHAR", "Who decided.", values=("policy", "person")),
             ),
             rows="every_image",
-            inputs=("raw_manifest", "image_properties", "label_issues", "outliers", "near_dups", "class_report", "ontology_report"),
+            inputs=(
+                *("raw_manifest", "image_properties", "label_issues", "label_evidence", "outliers", "near_dups"),
+                *("class_report", "ontology_report"),
+            ),
             settings=("curation",),
             kinds=frozenset({"polars", "duckdb"}),
         ),

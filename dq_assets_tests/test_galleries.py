@@ -110,10 +110,29 @@ def pixel(uri: str, sha: str | None, side: int) -> bytes:
 
 
 def issues_of(n: int, given: list[str], suggested: list[str]) -> pl.DataFrame:
-    columns = {"image_id": range(n), "given_label": given, "suggested_label": suggested, "is_label_issue": [True] * n}
+    columns = {"image_id": np.arange(n), "given_label": given, "suggested_label": suggested, "is_label_issue": [True] * n}
     return pl.DataFrame(
         {**columns, "error_probability": [1 - i / (2 * n) for i in range(n)], "kind": ["mislabeled", "ambiguous"] * (n // 2)}
     )
+
+
+def evidence_of(issues: pl.DataFrame, given_id: int, suggested_id: int) -> pl.DataFrame:
+    """label_evidence that names the same two images for each issue; a second one is farther and never shown."""
+    schema = {
+        "image_id": pl.Int64,
+        "role": pl.String,
+        "rank": pl.Int32,
+        "label": pl.String,
+        "neighbor_id": pl.Int64,
+        "distance": pl.Float32,
+    }
+    rows = [
+        (row["image_id"], role, rank, label, neighbor if rank == 1 else neighbor + 1, rank / 4)
+        for row in issues.iter_rows(named=True)
+        for role, label, neighbor in (("given", row["given_label"], given_id), ("suggested", row["suggested_label"], suggested_id))
+        for rank in (1, 2)
+    ]
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def cells(markdown: str) -> list[list[str]]:
@@ -122,22 +141,38 @@ def cells(markdown: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|:-:")]
 
 
-def test_the_worst_label_issues_come_first_with_their_words() -> None:
+def test_the_worst_label_issues_come_first_with_their_words_and_their_evidence() -> None:
     manifest = manifest_of([f"cat/{i}.jpg" for i in range(40)], ["cat"] * 40)
-    found = label_gallery(issues_of(40, ["cat"] * 40, ["dog"] * 40).reverse(), manifest, pixel)
+    issues = issues_of(40, ["cat"] * 40, ["dog"] * 40)
+    found = label_gallery(issues.reverse(), evidence_of(issues, 30, 35), manifest, pixel)
     assert found is not None
     assert found.startswith("The worst 24 of 40 flagged labels")
-    assert len(EMBEDDED.findall(found)) == galleries.MAX_ISSUES
+    assert len(EMBEDDED.findall(found)) == 3 * galleries.MAX_ISSUES
     rows = cells(found)
-    assert rows[1][0] == "cat → **dog**"
-    assert rows[2][:3] == ["> 99% wrong", "99% wrong, ambiguous", "98% wrong"]
-    assert rows[3][:2] == ["0&#46;jpg", "1&#46;jpg"]
+    assert rows[0] == ["flagged", "has the given label", "has the suggested label"] * 2
+    assert rows[2] == ["cat → **dog**", "cat", "dog"] * 2
+    assert rows[3][0::3] == ["> 99% wrong", "99% wrong, ambiguous"]
+    assert rows[3][1:3] == ["distance 0.25"] * 2
+    assert rows[4] == ["0&#46;jpg", "30&#46;jpg", "35&#46;jpg", "1&#46;jpg", "30&#46;jpg", "35&#46;jpg"]
+
+
+def test_an_issue_without_a_neighbour_is_shown_all_the_same() -> None:
+    issues = issues_of(2, ["cat", "dog"], ["dog", "cat"]).with_columns(kind=pl.Series(["multi_label", "mislabeled"]))
+    evidence = evidence_of(issues, 0, 1).filter((pl.col("image_id") == 0) & (pl.col("role") == "suggested"))
+    found = label_gallery(issues.head(1), evidence, manifest_of(["a", "b"], ["cat", "dog"]), pixel)
+    assert found is not None
+    rows = cells(found)
+    assert rows[0] == ["flagged", "has the given label", "has the suggested label"]
+    assert len(EMBEDDED.findall(found)) == 2
+    assert rows[1][1] == "*none*"
+    assert rows[2] == ["cat → **dog**", "", "dog"]
+    assert rows[3][0] == "> 99% wrong, several labels"
 
 
 def test_nothing_found_is_no_gallery() -> None:
     manifest = manifest_of(["a.jpg"], ["cat"])
     quiet = issues_of(2, ["cat"] * 2, ["cat"] * 2).with_columns(is_label_issue=pl.lit(None, pl.Boolean))
-    assert label_gallery(quiet, manifest, pixel) is None
+    assert label_gallery(quiet, evidence_of(quiet, 0, 0), manifest, pixel) is None
     calm = pl.DataFrame({"image_id": [0], "outlier_score": [0.5], "is_outlier_issue": [False]})
     assert outlier_gallery(calm, manifest, pixel) is None
     assert duplicate_gallery(near_dups([(0, None, "cat", False, False)]), manifest, pixel) is None
@@ -220,7 +255,7 @@ def test_hostile_labels_and_paths_stay_in_their_cells() -> None:
     conflict = near_dups([(i, i // 2, texts[i], True, i % 2 == 0) for i in range(n)])
     scores = pl.DataFrame({"image_id": range(n), "outlier_score": [0.1] * n, "is_outlier_issue": [True] * n})
     found = [
-        label_gallery(issues_of(n, texts, texts[::-1]), manifest, pixel),
+        label_gallery(issues_of(n, texts, texts[::-1]), evidence_of(issues_of(n, texts, texts[::-1]), 0, 1), manifest, pixel),
         outlier_gallery(scores, manifest, pixel),
         duplicate_gallery(conflict, manifest, pixel),
         quality_gallery(properties(n, {"dark": list(range(n))}), manifest, pixel),
@@ -241,8 +276,9 @@ def test_a_gallery_stays_below_its_limit_with_the_heaviest_pictures() -> None:
     def thumb(uri: str, sha: str | None, side: int) -> bytes:
         return thumbnail(lambda uri: data, uri, None, side=side, max_pixels=10**8, memory_mb=920)
 
+    issues = issues_of(200, ["|" * 300] * 200, ["*" * 300] * 200)
     found = [
-        label_gallery(issues_of(200, ["|" * 300] * 200, ["*" * 300] * 200), manifest, thumb),
+        label_gallery(issues, evidence_of(issues, 0, 1), manifest, thumb),
         duplicate_gallery(near_dups([(i, i // 5, "|" * 300, True, i % 5 == 0) for i in range(200)]), manifest, thumb),
         quality_gallery(properties(200, {check: list(range(9)) for check in QUALITY_CHECKS}), manifest, thumb),
     ]

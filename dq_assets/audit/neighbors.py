@@ -140,6 +140,11 @@ def neighbor_graph(
     return Graph(found.positions, found.distances, near.recall, near.cells)
 
 
+def unit_rows(vectors: NDArray[np.float32]) -> UnitRows:
+    """The rows of (n, d) vectors, of length 1 when they are taken. Raises ValueError that names the rows if any is zero or not finite."""
+    return UnitRows(vectors, _lengths(vectors))
+
+
 def _distinct(vectors: NDArray[np.float32]) -> tuple[UnitRows, list[NDArray[np.int64]]]:
     """The distinct unit rows, numbered by their first row, and for each the rows that equal it, ascending."""
     lengths = _lengths(vectors)
@@ -176,7 +181,7 @@ def _distinct_rows(points: UnitRows) -> tuple[NDArray[np.int64], NDArray[np.int6
 def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k nearest other points of each row, settled: (len(rows), k) numbers and distances. Points are distinct unit rows."""
     asked = min(k + 1 + SPARE, len(points))
-    products, found = _products(points[rows], points, asked)
+    products, found = largest_products(points[rows], points, asked)
     near, far = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
     step = max(1, RERANK_FLOATS // (asked * points.shape[1]))
     for start in range(0, len(rows), step):
@@ -193,7 +198,9 @@ def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tup
     return near, far
 
 
-def _products(queries: NDArray[np.float32], points: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def largest_products(
+    queries: NDArray[np.float32], points: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The largest inner products of each query, descending, and whose they are. torch: faiss's product took five times as long here."""
     import torch
 
@@ -205,14 +212,14 @@ def _settle(take: Take, rows: NDArray[np.int64], found: NDArray[np.int64], k: in
     """The k nearest of (m, c) candidates, the row itself and -1 excepted, by distance and then by number."""
     own = take(rows)[:, None]
     step = max(1, RERANK_FLOATS // own.size)
-    parts = [_distance(own, take(found[:, at : at + step])) for at in range(0, found.shape[1], step)]
+    parts = [cosine_distance(own, take(found[:, at : at + step])) for at in range(0, found.shape[1], step)]
     distances = np.concatenate(parts, axis=1)
     distances[(found == rows[:, None]) | (found < 0)] = np.inf
     order = np.lexsort((found, distances), axis=1)[:, :k]
     return np.take_along_axis(found, order, 1), np.take_along_axis(distances, order, 1)
 
 
-def _distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def cosine_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 - cosine of unit rows, broadcast over all but the last axis. Symmetric to the bit; without the cancellation of 1 - a.b."""
     difference = a - b
     result: NDArray[np.float32] = np.einsum("...d,...d->...", difference, difference)

@@ -1,5 +1,6 @@
 """The asset graph of one dataset, made from the schema: one asset per table, edges from its inputs.
 
+Two pairs of tables share an op: what one decode gives, and the label issues with their evidence, since the pictures of the first show both.
 A body asks whether its table is fresh, runs its stage if not, and reports the version. Nothing is computed here.
 """
 
@@ -26,6 +27,7 @@ STAGES: dict[str, Callable[[Session], Version]] = {
     "folds": stages.assigned_folds,
     "oof_probs": stages.oof_probs,
     "label_issues": stages.label_issues,
+    "label_evidence": stages.label_evidence,
     "outliers": stages.outlier_scores,
     "near_dups": stages.duplicate_verdicts,
     "class_report": stages.class_report,
@@ -36,6 +38,7 @@ STAGES: dict[str, Callable[[Session], Version]] = {
 """What computes each table but the scanned two, which share one decode, and training_set, which asks the gates."""
 
 SCANNED = ("raw_manifest", "image_properties")
+JUDGED = ("label_issues", "label_evidence")
 
 
 def asset_key(dataset: Dataset, table: str) -> dg.AssetKey:
@@ -45,8 +48,8 @@ def asset_key(dataset: Dataset, table: str) -> dg.AssetKey:
 
 def dataset_assets(dataset: Dataset) -> list[dg.AssetsDefinition]:
     """All assets of a dataset."""
-    single = [_single_asset(dataset, name) for name in ASSET_TABLES if name not in SCANNED]
-    return [_scan_asset(dataset), *single]
+    single = [_single_asset(dataset, name) for name in ASSET_TABLES if name not in (*SCANNED, *JUDGED)]
+    return [_scan_asset(dataset), _labels_asset(dataset), *single]
 
 
 def _spec(dataset: Dataset, table: Table) -> dict[str, Any]:
@@ -101,6 +104,23 @@ def _scan_asset(dataset: Dataset) -> dg.AssetsDefinition:
             )
 
     return scan
+
+
+def _labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
+    specs = [dg.AssetSpec(**_spec(dataset, TABLES[name]), automation_condition=downstream_condition()) for name in JUDGED]
+
+    @dg.multi_asset(name=f"{dataset.slug}__labels", specs=specs, required_resource_keys={session_key(dataset)})
+    def labels(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        session = _session(context, dataset)
+        fresh = {name: _fresh(session, name) for name in JUDGED}  # both before the pictures of the first
+        for name, (version, computed) in fresh.items():
+            yield dg.MaterializeResult(
+                asset_key=asset_key(dataset, name),
+                data_version=dg.DataVersion(version.digest),
+                metadata=_metadata(session, name, version, computed=computed),
+            )
+
+    return labels
 
 
 def _single_asset(dataset: Dataset, name: str) -> dg.AssetsDefinition:

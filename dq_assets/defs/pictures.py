@@ -15,7 +15,7 @@ import dagster as dg
 import numpy as np
 
 from dq_assets.defs.session import Session
-from dq_assets.report.pictures import DRAWING, DRAWN, Drawing, pictures
+from dq_assets.report.pictures import DRAWING, DRAWN, SHOWN_BESIDE, Drawing, pictures
 from dq_assets.schema import TABLES
 from dq_assets.sources.reading import Reader
 from dq_assets.store.tables import matrix_blocks
@@ -59,7 +59,7 @@ def _drawn(session: Session, table: str) -> dict[str, str]:
 def _key(session: Session, table: str) -> str:
     """Changes with whatever the pictures show: their version, the content of the tables they are drawn from, and the settings."""
     versions = session.versions()
-    tables = sorted({table, "raw_manifest", *TABLES[table].inputs} & versions.keys())
+    tables = sorted({table, "raw_manifest", *SHOWN_BESIDE.get(table, ()), *TABLES[table].inputs} & versions.keys())
     parts = [
         str(DRAWING),
         *(f"{name} {versions[name].digest}" for name in tables),

@@ -23,6 +23,7 @@ from dq_assets.audit import (
     curation,
     duplicates,
     encoder,
+    evidence,
     folds,
     near_dups,
     neighbors,
@@ -416,6 +417,26 @@ def label_issues(session: Session) -> Version:
         **extra,
     }
     return session.publish("label_issues", table, metrics)
+
+
+def label_evidence(session: Session) -> Version:
+    """Publish the neighbours of the flagged images under either label."""
+    fine = session.fine("content_sha256")
+    image_id, contents = fine["image_id"].to_numpy(), fine["content_sha256"]
+    names, codes = _classes(session)
+    issues = session.table("label_issues", "image_id", "is_label_issue", "suggested_label").filter(pl.col("is_label_issue"))
+    rows = np.searchsorted(image_id, issues["image_id"].to_numpy())
+    suggested = issues["suggested_label"].replace_strict(names, range(len(names)), return_dtype=pl.Int64).to_numpy()
+    positions, distances = _neighbors(session, image_id)
+    flagged = evidence.Flagged(rows, suggested, positions[rows], distances[rows])
+    identity = encoder.encoder_id(session.settings.encoder)
+
+    def take(chosen: np.ndarray) -> np.ndarray:
+        return read_vectors(session.lake, session.dataset.name, identity, contents.gather(chosen).to_list())
+
+    table = evidence.label_evidence(image_id, codes, _group_of(session, image_id), flagged, take, names)
+    metrics = {"label issues": len(rows), "nearer to the suggested label": evidence.n_nearer_suggested(table)}
+    return session.publish("label_evidence", table, metrics)
 
 
 def outlier_scores(session: Session) -> Version:

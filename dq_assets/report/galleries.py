@@ -24,6 +24,7 @@ MAX_BYTES = 90_000
 
 SIDE = 128
 SMALL = 104
+TINY = 80
 COLUMNS = 6
 MAX_ISSUES = 24
 MAX_OUTLIERS = 24
@@ -32,25 +33,41 @@ MAX_COPIES = 5
 LABEL, FILE = 24, 22
 """Characters of a label and of a file name in a caption."""
 
+_KIND_WORDS = {"ambiguous": ", ambiguous", "multi_label": ", several labels"}
 
-def label_gallery(issues: pl.DataFrame, manifest: pl.DataFrame, thumb: Thumb) -> str | None:
-    """The flagged labels with the highest error probability, given → suggested. None if no label is flagged.
 
-    issues: table label_issues. manifest: image_id, path, uri, content_sha256.
+def label_gallery(issues: pl.DataFrame, evidence: pl.DataFrame, manifest: pl.DataFrame, thumb: Thumb) -> str | None:
+    """The flagged labels with the highest error probability, each beside the nearest image of either label. None if no label is flagged.
+
+    issues: table label_issues. evidence: table label_evidence. manifest: image_id, path, uri, content_sha256.
     """
     flagged = issues.filter(pl.col("is_label_issue"))
     worst = flagged.sort(["error_probability", "image_id"], descending=[True, False]).head(MAX_ISSUES)
-    cards = (
-        [
-            _picture(row, thumb, SIDE),
+    nearest = evidence.filter(pl.col("rank") == 1).rename({"image_id": "of", "neighbor_id": "image_id"})
+    shown = nearest.join(worst.select(of="image_id"), on="of", how="semi")
+    beside = {(row["of"], row["role"]): row for row in _with_files(shown, manifest)}
+
+    def issue(row: dict[str, Any]) -> list[list[str]]:
+        card = [
+            _picture(row, thumb, SMALL),
             f"{escaped(row['given_label'], LABEL)} → **{escaped(row['suggested_label'], LABEL)}**",
-            f"{_percent(row['error_probability'])} wrong{', ambiguous' * (row['kind'] == 'ambiguous')}",
-            _file(row["path"]),
+            f"{_percent(row['error_probability'])} wrong{_KIND_WORDS.get(row['kind'], '')}",
+            _file(row["path"], FILE - 4),
         ]
-        for row in _with_files(worst, manifest)
+        neighbors = (beside.get((row["image_id"], role)) for role in ("given", "suggested"))
+        return [card, *(["*none*", "", "", ""] if near is None else _neighbor(near, thumb) for near in neighbors)]
+
+    every = map(issue, _with_files(worst, manifest))
+    blocks = (_lines(card for cards in pair for card in cards) for pair in iter(lambda: list(islice(every, 2)), []))
+    lead = (
+        "The worst {} of {} flagged labels: **given → suggested label**, the probability that the given one is wrong, the file. Beside each"
+        " the most similar images that have the given and the suggested label, copies and flagged ones left out, with their distance."
     )
-    lead = "The worst {} of {} flagged labels: **given → suggested label**, the probability that the given one is wrong, the file."
-    return _grid(lead, cards, len(flagged))
+    return _stacked(lead, blocks, ["flagged", "has the given label", "has the suggested label"] * min(len(worst), 2), len(flagged), width=3)
+
+
+def _neighbor(row: dict[str, Any], thumb: Thumb) -> list[str]:
+    return [_picture(row, thumb, TINY), escaped(row["label"], LABEL), f"distance {row['distance']:.2f}", _file(row["path"], FILE - 6)]
 
 
 def outlier_gallery(outliers: pl.DataFrame, manifest: pl.DataFrame, thumb: Thumb) -> str | None:
@@ -145,15 +162,15 @@ def _grid(lead: str, cards: Iterable[list[str]], n_all: int) -> str | None:
     """Cards in rows of COLUMNS."""
     every = iter(cards)
     blocks = iter(lambda: list(islice(every, COLUMNS)), [])
-    return _stacked(lead, map(_lines, blocks), None, n_all)
+    return _stacked(lead, map(_lines, blocks), [], n_all, width=1)
 
 
-def _stacked(lead: str, blocks: Iterable[list[list[str]]], header: list[str] | None, n_all: int) -> str | None:
+def _stacked(lead: str, blocks: Iterable[list[list[str]]], header: list[str], n_all: int, *, width: int = 0) -> str | None:
     """Blocks of table rows below each other, as many as MAX_BYTES hold. lead: with places for the number shown and that of all.
 
-    With a header a block is one thing that is shown, without each of its columns is one.
+    width: columns of each thing that is shown; 0 if a block is one thing. header: may be empty.
     """
-    rows: list[list[str]] = [] if header is None else [header]
+    rows: list[list[str]] = [header] if header else []
     used, shown = 0, 0
     for block in blocks:
         size = sum(len(cell.encode()) + 3 for line in block for cell in line)
@@ -161,5 +178,5 @@ def _stacked(lead: str, blocks: Iterable[list[list[str]]], header: list[str] | N
             break
         used += size
         rows += [["&nbsp;"]] * (shown > 0) + block  # an empty row: else a caption is as near to the next picture as to its own
-        shown += len(block[0]) if header is None else 1
+        shown += len(block[0]) // width if width else 1
     return f"{lead.format(f'{shown:,}', f'{n_all:,}')}\n\n{table(rows)}" if shown else None

@@ -20,13 +20,16 @@ from dq_assets.report.markdown import picture, table
 from dq_assets.report.thumbnails import Read, thumbnail
 from dq_assets.settings import Settings
 
-DRAWING = 3
+DRAWING = 4
 """Version of everything that is drawn. Raise it with a change of looks: pictures drawn before are then drawn anew."""
 
 MOST_BYTES = 120_000
 """Most bytes of Markdown of one asset. They are kept with each materialization: at most 350 MB in a year of nightly audits."""
 
 TOP_CORRECTIONS = 15
+
+SHOWN_BESIDE = {"label_issues": ("label_evidence",)}
+"""Tables that the pictures of another one show too, which are none of its inputs."""
 
 
 class Source(Protocol):
@@ -84,7 +87,8 @@ def _label_issues(drawing: Drawing) -> dict[str, str | None]:
     issues, options = drawing.source.table("label_issues"), drawing.source.settings.labels
     cut = options.flag_above
     checked, estimate = issues["error_probability"].drop_nulls(), noise_estimate(issues)
-    found: dict[str, str | None] = {"worst label issues": galleries.label_gallery(issues, drawing.manifest(), drawing.thumb)}
+    evidence = drawing.source.table("label_evidence")
+    found: dict[str, str | None] = {"worst label issues": galleries.label_gallery(issues, evidence, drawing.manifest(), drawing.thumb)}
     if estimate is not None and options.filter_by == "ours":  # cleanlab's filters have no cut on this score
         chart = charts.histogram(
             tallies.score_bins(checked, cut),
