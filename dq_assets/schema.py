@@ -210,7 +210,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "raw_manifest"),
             settings=("neighbors",),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"torch", "duckdb"}),
         ),
         Table(

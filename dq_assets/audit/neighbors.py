@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_assets import settings
-from dq_assets.audit.cells import Cells, Take, candidates
+from dq_assets.audit.cells import Cells, candidates
 
 SPARE = 8
 """Candidates beyond k, so that a cut through rows that are nearly as far is rare."""
@@ -26,11 +26,14 @@ SPARE = 8
 NOISE = 2e-6
 """Bound on the error of a float32 inner product of unit vectors; 2.4e-7 was the largest seen on 20,000 pairs at 1280 dimensions."""
 
+CLOSE = 1e-6
+"""Distances below are measured on rows that are rounded once: an error of 1e-7 in a length adds up to 7e-15, which is nothing beyond."""
+
 COPY = 1e-13
 """Distances below are 0: rounding the vectors to float32 alone moves two of one direction up to 4e-15 apart."""
 
-RERANK_FLOATS = 2_000_000
-"""Floats gathered at a time, by each thread, to settle distances: 8 MB."""
+RERANK_FLOATS = 400_000
+"""Floats gathered at a time, by each thread, to settle distances: 1.6 MB, which stay in a core's cache while they are worked on."""
 
 PRODUCTS = 32_000_000
 """Inner products held at a time: 128 MB."""
@@ -57,22 +60,47 @@ class UnitRows:
 
     def __init__(self, vectors: NDArray[np.float32], lengths: NDArray[np.float64], chosen: NDArray[np.int64] | None = None) -> None:
         self._vectors, self._lengths, self._chosen = vectors, lengths, chosen
+        regular = not len(lengths) or (lengths.min() > 1e-37 and lengths.max() < 1e37)
+        self._factor = (1 / lengths).astype(np.float32) if regular else None
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(..., d) for numbers (...)."""
-        at = rows if self._chosen is None else self._chosen[rows]
-        found = (self._vectors[at] / self._lengths[at][..., None]).astype(np.float32)
+        """(..., d) for numbers (...), of a length within 1e-7 of 1: `exact` takes four times as long."""
+        at = self._at(rows)
+        return self._scaled(self._vectors[at], at)
+
+    def exact(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(..., d) for numbers (...), each entry rounded once."""
+        at = self._at(rows)
+        return (self._vectors[at] / self._lengths[at][..., None]).astype(np.float32)
+
+    def nearest(self, rows: NDArray[np.int64], found: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As `_settle`; products choose k + SPARE of the candidates first, so that few are measured."""
+        count, at, own = min(k + SPARE, found.shape[1]), self._at(found), self(rows)
+        gathered = self._vectors[at]
+        products = np.matmul(gathered, own[:, :, None])[:, :, 0] / self._lengths[at]
+        products[(found < 0) | (found == rows[:, None])] = -np.inf
+        top = np.argpartition(-products, count - 1, axis=1)[:, :count]
+        flat = (top + np.arange(len(rows))[:, None] * found.shape[1]).ravel()
+        near = gathered.reshape(-1, gathered.shape[2])[flat].reshape(*top.shape, -1)
+        distances = cosine_distance(own[:, None], self._scaled(near, np.take_along_axis(at, top, axis=1)))
+        return _ranked(self, rows, np.take_along_axis(found, top, axis=1), distances, k)
+
+    def _at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows if self._chosen is None else self._chosen[rows]
+
+    def _scaled(self, found: NDArray[np.float32], at: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows of `vectors` at these places to length 1, in place."""
+        if self._factor is not None:
+            found *= self._factor[at][..., None]
+        else:  # the factor would be no regular float32
+            found[...] = found / self._lengths[at][..., None]
         found += 0.0  # -0.0 becomes 0.0, so that equal rows have equal bytes
         return found
 
-    def closest(self, rows: NDArray[np.int64], found: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """(m, count) of the candidates found (m, c), -1 for none, with the largest inner products; nothing is copied to be divided."""
-        if found.shape[1] <= count:
-            return found
-        at = found if self._chosen is None else self._chosen[found]
-        products = np.matmul(self._vectors[at], self(rows)[:, :, None])[:, :, 0] / self._lengths[at]
-        products[(found < 0) | (found == rows[:, None])] = -np.inf
-        return np.take_along_axis(found, np.argpartition(-products, count, axis=1)[:, :count], axis=1)
+    @property
+    def width(self) -> int:
+        """d."""
+        return self._vectors.shape[1]
 
     def __len__(self) -> int:
         return len(self._vectors) if self._chosen is None else len(self._chosen)
@@ -97,7 +125,7 @@ def nearest_neighbors(
     block = max(1, min(block, PRODUCTS // max(1, len(points))))
     for start in range(0, len(points), block):
         rows = np.arange(start, min(start + block, len(points)))
-        found.add(rows, *_search(everything, rows, min(k, len(points) - 1)))
+        found.add(rows, *_search(points, everything, rows, min(k, len(points) - 1)))
         if progress is not None:
             progress(found.done)
     return found.positions, found.distances
@@ -126,7 +154,7 @@ def neighbor_graph(
     found = _Answer(len(vectors), options.k, copies)
 
     def settle(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        return rows, *_settle(points, rows, points.closest(rows, near.positions[rows].astype(np.int64), k + SPARE), k)
+        return rows, *points.nearest(rows, near.positions[rows].astype(np.int64), k)
 
     step = max(1, RERANK_FLOATS // (near.positions.shape[1] * vectors.shape[1]))
     # Cell by cell: rows that share candidates follow each other, so that most of what is gathered is still in the cache.
@@ -178,15 +206,15 @@ def _distinct_rows(points: UnitRows) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.array(first, np.int64), group
 
 
-def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k nearest other points of each row, settled: (len(rows), k) numbers and distances. Points are distinct unit rows."""
+def _search(unit: UnitRows, points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k nearest other points of each row, settled: (len(rows), k) numbers and distances. points: all of `unit`, which are distinct."""
     asked = min(k + 1 + SPARE, len(points))
     products, found = largest_products(points[rows], points, asked)
     near, far = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
     step = max(1, RERANK_FLOATS // (asked * points.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        near[part], far[part] = _settle(points.__getitem__, rows[part], found[part], k)
+        near[part], far[part] = _settle(unit, rows[part], found[part], k)
     if asked < len(points):
         # A point that was left out is at least as far as the last candidate, up to the noise.
         for i in np.flatnonzero(far[:, -1:].max(axis=1, initial=0) >= (1 - products[:, -1]) - NOISE):
@@ -194,7 +222,7 @@ def _search(points: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tup
             everything[rows[i]] = np.inf
             limit = np.partition(everything, k - 1)[k - 1] + 2 * NOISE
             chosen = np.flatnonzero(everything <= limit)
-            near[i], far[i] = (part[0] for part in _settle(points.__getitem__, rows[i : i + 1], chosen[None, :], k))
+            near[i], far[i] = (part[0] for part in _settle(unit, rows[i : i + 1], chosen[None, :], k))
     return near, far
 
 
@@ -208,13 +236,24 @@ def largest_products(
     return top.values.numpy(), top.indices.numpy()
 
 
-def _settle(take: Take, rows: NDArray[np.int64], found: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _settle(points: UnitRows, rows: NDArray[np.int64], found: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The k nearest of (m, c) candidates, the row itself and -1 excepted, by distance and then by number."""
-    own = take(rows)[:, None]
+    own = points(rows)[:, None]
     step = max(1, RERANK_FLOATS // own.size)
-    parts = [cosine_distance(own, take(found[:, at : at + step])) for at in range(0, found.shape[1], step)]
-    distances = np.concatenate(parts, axis=1)
+    parts = [cosine_distance(own, points(found[:, at : at + step])) for at in range(0, found.shape[1], step)]
+    return _ranked(points, rows, found, np.concatenate(parts, axis=1), k)
+
+
+def _ranked(
+    points: UnitRows, rows: NDArray[np.int64], found: NDArray[np.int64], distances: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`_settle`, of known distances, which are changed."""
     distances[(found == rows[:, None]) | (found < 0)] = np.inf
+    close = np.argwhere(distances < CLOSE)
+    step = max(1, RERANK_FLOATS // points.width)
+    for start in range(0, len(close), step):
+        at = tuple(close[start : start + step].T)
+        distances[at] = cosine_distance(points.exact(rows[at[0]]), points.exact(found[at]))
     order = np.lexsort((found, distances), axis=1)[:, :k]
     return np.take_along_axis(found, order, 1), np.take_along_axis(distances, order, 1)
 
