@@ -22,6 +22,7 @@ from benchmarks import (
     neighbors,
     outlier_quality,
     rerun,
+    scale,
     scan,
     search,
 )
@@ -41,6 +42,7 @@ MODULES = (
     duplicates,
     outlier_quality,
     search,
+    scale,
 )
 BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES}
 BUSY = 0.5

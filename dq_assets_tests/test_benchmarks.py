@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import benchmarks
-from benchmarks import images, imports, label_quality, label_scale, labels, neighbors, outlier_quality, scan, search, vectors
+from benchmarks import images, imports, label_quality, label_scale, labels, neighbors, outlier_quality, scale, scan, search, vectors
 from benchmarks.__main__ import MODULES
 
 FILES = sorted(path for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem not in ("__init__", "__main__"))
@@ -73,6 +73,17 @@ def test_speed_on_vectors_answers_with_the_quality_of_the_answer(tmp_path: Path)
     label_scale.make(500, data)
     assert label_scale.rules(data)["issues"] > 0
     assert label_scale.ours(data)["issues"] > 0
+
+
+def test_an_audit_of_made_vectors_passes_its_checks_and_finds_the_copies(tmp_path: Path) -> None:
+    data, home = str(tmp_path / "made"), str(tmp_path / "home")
+    vectors.make_embeddings(400, data, n_classes=4)
+    scale.fill(home, data)
+    found = scale.audited(home, data)
+    assert all(stage["checks passed"] for stage in found["stages"])
+    assert found["copies found"] == found["copies nominated"] == 1
+    assert found["labels"] > 0.5
+    assert scale.recall_at_10(home, data)["recall at 10"] == 1
 
 
 def test_label_quality_scores_ours_and_cleanlab_on_the_same_trials() -> None:

@@ -271,8 +271,7 @@ def _cells_to_visit(near: NDArray[np.int32], apart: Floats, cell: int, count: In
     apart: (cells,) rises with the distance of their centres from this one's.
     """
     weight = np.broadcast_to(1 / np.arange(1, near.shape[1] + 1), near.shape)
-    votes = np.bincount(near.ravel(), weights=weight.ravel(), minlength=len(count))
-    votes -= 2e-3 * apart
+    votes = np.bincount(near.ravel(), weights=weight.ravel(), minlength=len(count)) - 2e-3 * apart
     votes[cell] = -np.inf
     votes[count == 0] = -np.inf
     wanted = min(len(count) - 1, 8 * budget // max(1, int(count.sum()) // len(count)))

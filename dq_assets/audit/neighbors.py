@@ -100,7 +100,7 @@ class UnitRows:
     @property
     def width(self) -> int:
         """d."""
-        return self._vectors.shape[1]
+        return int(self._vectors.shape[1])
 
     def __len__(self) -> int:
         return len(self._vectors) if self._chosen is None else len(self._chosen)
