@@ -262,7 +262,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "folds", "raw_manifest"),
             settings=("labels",),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 
-from dq_assets.audit import oof
+from dq_assets.audit import heads, oof
+from dq_assets.audit.heads import Features
 from dq_assets.audit.oof import oof_probabilities, oof_stream
 
 
@@ -33,17 +36,76 @@ def test_separable_classes_are_recognised_and_the_probabilities_are_distribution
     assert result.metrics["n_labelled"] == 600
 
 
-def test_each_head_equals_its_textbook_definition() -> None:
+def of_fold(vectors: np.ndarray, labels: np.ndarray, folds: np.ndarray, fold: int) -> tuple[np.ndarray, heads.Train]:
+    """(n, d + 1) what the heads see, and what they learn from all folds but one."""
+    features = Features.of(vectors)
+    sums = heads.Sums.of(features, labels, folds, 5, int(labels.max()) + 1)
+    return features.rows(slice(None)), heads.trains(sums, features.dim)[fold]
+
+
+def test_each_closed_head_equals_its_textbook_definition() -> None:
     vectors, labels, folds = blobs(spread=3.0)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    train = oof._train(oof._sums(vectors, oof._scale(vectors), labels, folds, n_folds=5, n_classes=3), 2, vectors.shape[1])
-    x, y = unit[folds != 2], labels[folds != 2]
-    head = oof._lda(train, 0.3)
+    rows, train = of_fold(vectors, labels, folds, 2)
+    x, y = rows[folds != 2], labels[folds != 2]
+    head = heads.lda(train, 0.3)
     covariance = np.cov((x - np.stack([x[y == k].mean(0) for k in range(3)])[y]).T, bias=True)
-    shrunk = 0.7 * covariance + (0.3 * np.trace(covariance) / 16 + 1e-6) * np.eye(16)
+    shrunk = 0.7 * covariance + (0.3 * np.trace(covariance) / 17 + 1e-6) * np.eye(17)
     reference = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Fixed(shrunk)).fit(x, y)
-    ours = oof._softmax(unit[folds == 2] @ head.weights + head.bias)
-    np.testing.assert_allclose(ours, reference.predict_proba(unit[folds == 2]), atol=1e-3)
+    ours = oof._softmax(rows[folds == 2] @ head.weights + head.bias)
+    np.testing.assert_allclose(ours, reference.predict_proba(rows[folds == 2]), atol=1e-3)
+    head = heads.ridge(train, 0.3)
+    penalty = len(x) * (0.3 * np.trace(np.cov(x.T, bias=True)) / 17 + 1e-6)
+    expected = Ridge(alpha=penalty).fit(x, np.eye(3)[y])
+    np.testing.assert_allclose(rows[folds == 2] @ head.weights + head.bias, expected.predict(rows[folds == 2]), atol=1e-4)
+
+
+def test_the_logistic_head_goes_to_the_minimum_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "STEPS", (300, 300))
+    vectors, labels, folds = blobs(spread=3.0)
+    features = Features.of(vectors)
+    rows = features.rows(slice(None))
+    trains = heads.trains(heads.Sums.of(features, labels, folds, 5, 3), features.dim)
+    x, y = rows[folds != 2], labels[folds != 2]
+    for penalty, models in heads.logistic_path(trains, rows, labels, folds, start=[heads.uniform(one) for one in trains], share=1.0):
+        added = penalty * np.trace(x.T @ x) / len(x) / 17
+        best = LogisticRegression(C=1 / (len(x) * added), fit_intercept=False, max_iter=1000).fit(x, y)
+        losses = [
+            log_loss(y, oof._softmax(x @ weights + bias)) + added / 2 * (weights**2).sum()
+            for weights, bias in ((models[2].weights, models[2].bias), (best.coef_.T, best.intercept_))
+        ]
+        assert losses[0] < losses[1] + 0.001, penalty
+
+
+def test_a_class_that_lies_farther_out_in_the_same_direction_is_told_apart() -> None:
+    rng = np.random.default_rng(6)
+    labels = np.arange(900) % 3
+    vectors = ((1 + labels)[:, None] * 10 + rng.normal(size=(900, 4))).astype(np.float32)
+    assert oof_probabilities(vectors, labels, np.arange(900) // 180, 3).metrics["accuracy"] > 0.95
+
+
+def test_one_vector_far_from_all_others_does_not_blur_them() -> None:
+    vectors, labels, folds = blobs()
+    vectors[0] = 1e20
+    assert oof_probabilities(vectors, labels, folds, 3).metrics["accuracy"] > 0.97
+
+
+def test_moving_and_stretching_all_vectors_alike_changes_nothing() -> None:
+    vectors, labels, folds = blobs(spread=3.0)
+    moved = oof_probabilities(100 * vectors + 7, labels, folds, 3)
+    np.testing.assert_allclose(moved.probs, oof_probabilities(vectors, labels, folds, 3).probs, atol=2e-3)
+
+
+def test_a_head_with_a_higher_log_loss_counts_less_and_without_enough_images_there_is_no_logistic_one() -> None:
+    vectors, labels, folds = blobs(n=1500, spread=3.0)
+    metrics = oof_probabilities(vectors, labels, folds, 3).metrics
+    weights = [metrics[f"{head}_weight"] for head in ("lda", "ridge", "logistic")]
+    assert sum(weights) == pytest.approx(1)
+    for head, weight in zip(("ridge", "logistic"), weights[1:], strict=True):
+        excess = max(metrics[f"{head}_log_loss"] - metrics["lda_log_loss"], 0)
+        assert weight == pytest.approx(weights[0] * np.exp(-excess / oof.TOLERANCE))
+    few = oof_probabilities(vectors[:90], labels[:90], folds[:90], 3).metrics
+    assert few["logistic_weight"] == 0
+    assert np.isnan(few["logistic_log_loss"])
 
 
 class _Fixed:
@@ -65,10 +127,8 @@ def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
 def test_changing_the_labels_of_one_fold_leaves_the_fitted_heads_of_that_fold_alone() -> None:
     vectors, labels, folds = blobs()
     other = np.where(folds == 1, (labels + 1) % 3, labels)
-    scale = oof._scale(vectors)
-    sums = [oof._sums(vectors, scale, one, folds, n_folds=5, n_classes=3) for one in (labels, other)]
-    heads = [oof._lda(oof._train(one, 1, vectors.shape[1]), 0.3) for one in sums]
-    np.testing.assert_allclose(heads[0].weights, heads[1].weights, rtol=1e-3, atol=1e-3)
+    fitted = [heads.lda(of_fold(vectors, one, folds, 1)[1], 0.3) for one in (labels, other)]
+    np.testing.assert_allclose(fitted[0].weights, fitted[1].weights, rtol=1e-3, atol=1e-3)
 
 
 def test_probabilities_are_calibrated_to_noisy_labels() -> None:
@@ -76,7 +136,7 @@ def test_probabilities_are_calibrated_to_noisy_labels() -> None:
     rng = np.random.default_rng(2)
     noisy = np.where(rng.random(3000) < 0.3, rng.integers(0, 3, 3000), labels)
     metrics = oof_probabilities(vectors, noisy, folds, 3).metrics
-    assert metrics["ece_after"] < 0.05
+    assert metrics["ece_after"] < 0.06
     assert metrics["ece_after"] < metrics["ece_before"]
 
 
@@ -151,15 +211,13 @@ def test_two_runs_give_the_same_answer() -> None:
 
 
 def test_fewer_rows_than_dimensions_give_the_probabilities_of_the_full_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dq_assets.audit import oof
-
     rng = np.random.default_rng(3)
     labels = np.arange(60) % 3
     labels[::10] = -1
     vectors = (rng.normal(size=(60, 200)) + np.eye(3)[labels].repeat(70, axis=1)[:, :200]).astype(np.float32)
     folds = np.arange(60) % 4
     small = oof_probabilities(vectors, labels, folds, 3)
-    monkeypatch.setattr(oof, "_row_space", lambda vectors, scale, labelled: (vectors, scale))
+    monkeypatch.setattr(Features, "in_row_space", lambda features, rows: features)
     whole = oof_probabilities(vectors, labels, folds, 3)
     assert np.abs(small.probs - whole.probs).max() < 1e-3
     assert small.metrics["shrinkage"] == whole.metrics["shrinkage"]

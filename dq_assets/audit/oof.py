@@ -1,14 +1,8 @@
-"""Out-of-fold class probabilities from vectors: two closed-form linear heads, averaged and calibrated.
+"""Out-of-fold class probabilities from vectors: three linear heads (`audit.heads`), calibrated and averaged.
 
-Both heads, linear discriminant analysis (shared covariance, Friedman 1989 shrinkage) and ridge regression on one-hot labels,
-need only sums over the images: the Gram matrix, the class sums and the class counts. The model of a fold is solved from the
-totals minus the fold's own sums, so cross-validation costs one pass for the sums and one for the predictions, whatever the
-number of folds. Their geometric mean is a hedge: on two sets (3,952 clothing photos, 5,000 digits) with three kinds of noise its
-log-loss was within .013 of the better head, where either head alone was up to .08 behind; average precision for the planted
-errors .896 against .876 and .862 on the photos, .908 against .914 and .892 on digits with 10 % noise.
-Vectors are scaled to length 1 first: a lower log-loss of the mean in all five trials. Further heads and fitted weights have a
-lower log-loss still, and find fewer wrong labels (docs/decisions/0012): what predicts the labels as given better also learns how
-they go wrong.
+Their geometric mean is a hedge. LDA is the base; another head counts as much if its out-of-fold log-loss is no higher, and less the
+higher it is. It counts no more if its log-loss is lower: what predicts the labels as given better also learns how they go wrong
+(docs/decisions/0012, 0015).
 """
 
 from __future__ import annotations
@@ -19,18 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_assets.audit import heads
 from dq_assets.audit.agreement import Agreement
+from dq_assets.audit.heads import Codes, Features, Float, Linear, Sums, Train
 from dq_assets.audit.rows import map_blocks
 
-Float = NDArray[np.float32]
-Double = NDArray[np.float64]
-
-SHRINKAGE = (0.03, 0.1, 0.3, 0.6, 0.85)
-"""LDA: share of the covariance that is replaced by its mean variance. 3,952 x 1280 wants .3 to .6, 50,000 x 1280 less."""
-PENALTY = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.85)
+"""LDA: share of the covariance that is replaced by its mean variance. 3,952 x 1280 wants .3 to .6, 50,000 x 1280 less, 8 dimensions .01."""
+PENALTY = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Ridge: the penalty in units of the mean eigenvalue of the centred Gram matrix."""
-_BLOCK = 8192
+TOLERANCE = 0.05
+"""A log-loss that is higher than that of LDA by this much, in nats, divides the weight by e. .03 to .15 differ by .001 on average."""
+LEAST_PER_CLASS = 50
+"""With fewer images per class in the sample there is no logistic head: it would need them all, and they would take hours."""
+_NEWTON_STEPS = 30
+_MOST_TEMPERATURE = 3_000.0
+_BLOCK = heads.BLOCK
 _SAMPLE_CELLS = 4_000_000
+_SAMPLE_ROWS = (2_000, 20_000)
 
 
 @dataclass(frozen=True)
@@ -72,42 +72,11 @@ class OofStream:
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Gram matrix (F, d, d), class sums (F, K, d) and class counts (F, K) of each fold's labelled rows, scaled to length 1."""
-
-    gram: Double
-    sums: Double
-    counts: Double
-
-
-@dataclass(frozen=True)
-class _Train:
-    """What both heads need of a fold's training rows: moments (d, d) as float32, class means (K, d), counts (K,).
-
-    dim: length of the vectors as they were given; the mean variance is over that many dimensions.
-    """
-
-    within: Float
-    total: Float
-    means: Double
-    counts: Double
-    dim: int
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """logits = scaled vector @ weights + bias; the bias of a class without training rows is -inf."""
-
-    weights: Float
-    bias: Float
-
-
-@dataclass(frozen=True)
 class _Attempt:
     """One head with one value of its setting: a model per fold, the sample's logits, their best temperature and log-loss."""
 
     value: float
-    heads: list[_Linear]
+    heads: list[Linear]
     logits: Float
     temperature: float
     loss: float
@@ -130,38 +99,36 @@ def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.inte
     not learnt from). folds: (n,) in [0, F). Gives probs over all n_classes columns; a class without a labelled row in the
     training folds gets probability 0 there, and a fold without any training row gets the uniform distribution.
 
-    Shrinkage, penalty and temperatures are those of the lowest out-of-fold log-loss against the given labels, on up to
-    10,000 evenly spaced labelled rows. Probabilities are therefore calibrated to the labels as given, errors included.
+    Shrinkage, penalties, temperatures and weights come from the out-of-fold log-loss against the given labels, on up to 20,000 evenly
+    spaced labelled rows, on which the logistic head is also fitted. Probabilities are therefore calibrated to the labels as given, errors
+    included.
 
-    metrics: temperature (divisor of the averaged logits); lda_temperature, ridge_temperature, lda_log_loss and ridge_log_loss of
-    either head alone, on the sample; shrinkage, penalty; ece_before and ece_after (15 bins, on the sample, without and with the
-    temperatures); n_classes, n_labelled; and those of `audit.agreement.Agreement`. Measures against labels are NaN if no row
-    is labelled.
+    metrics: temperature (divisor of the averaged logits); for lda, ridge and logistic, `_temperature`, `_log_loss` (of that head alone, on
+    the sample) and `_weight` (in the mean; 0 for a head that was not fitted); shrinkage, penalty, logistic_penalty; ece_before and
+    ece_after (15 bins, on the sample, without and with the temperatures); n_classes, n_labelled; and those of
+    `audit.agreement.Agreement`. Measures against labels are NaN if no row is labelled.
 
-    Memory: F d x d matrices in float64 (65 MB at d = 1280, F = 5) and blocks of the answer. Raises ValueError for vectors that
-    are not finite, and for labels or folds out of range.
+    Memory: F d x d matrices in float64 (65 MB at d = 1280, F = 5), the sample (100 MB) and blocks of the answer. Raises ValueError for
+    vectors that are not finite, and for labels or folds out of range.
     """
     _check(vectors, labels, folds, n_classes)
     n = len(vectors)
     n_folds = int(folds.max(initial=-1)) + 1
     labelled = np.flatnonzero(labels >= 0)
+    features = Features.of(vectors)
 
     def uniform(part: slice) -> Float:
         return np.full((part.stop - part.start, n_classes), np.float32(1 / max(n_classes, 1)))
 
     if n_classes <= 1 or n == 0 or labelled.size == 0:
-        _scale(vectors)  # for its errors
         return OofStream(uniform, labels, folds, n_classes, _no_metrics(n_classes, labelled.size, n_folds))
-    scale = _scale(vectors)
-    dim = vectors.shape[1]
+    dim = features.dim
     if labelled.size < dim:
-        vectors, scale = _row_space(vectors, scale, labelled)
-    sums = _sums(vectors, scale, labels, folds, n_folds=n_folds, n_classes=n_classes)
-    heads, metrics = _fit(vectors, scale, labels, folds, sums, dim=dim)
+        features = features.in_row_space(labelled)
+    models, metrics = _fit(features, labels, folds, Sums.of(features, labels, folds, n_folds, n_classes), dim=dim)
 
     def predict(part: slice) -> Float:
-        rows = np.arange(part.start, part.stop)
-        return _softmax(_logits(vectors, scale, rows, folds[rows], heads))
+        return _softmax(_logits(features.rows(part), folds[part], models))
 
     metrics |= {"n_classes": float(n_classes), "n_labelled": float(labelled.size)}
     return OofStream(predict, labels, folds, n_classes, metrics)
@@ -176,137 +143,58 @@ def _check(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer]
         raise ValueError("folds has a negative number. Give every image a fold.")
 
 
-def _scale(vectors: Float) -> Float:
-    """(n,) 1 / length of each row, 0 for a zero row. Raises ValueError for rows that are not finite."""
-    scale = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("nd,nd->n", block, block).astype(np.float64)
-        # float32 squares overflow from 1e19 and vanish below 1e-23: such rows once more in float64, which takes six times as long.
-        odd = ~((squares > 1e-20) & (squares < 1e30))
-        squares[odd] = np.square(block[odd], dtype=np.float64).sum(axis=1)
-        lengths = np.sqrt(squares)
-        if not np.isfinite(lengths).all():
-            row = start + int(np.flatnonzero(~np.isfinite(lengths))[0])
-            raise ValueError(f"The vector of row {row} is not finite. Embed that image again.")
-        scale[start : start + _BLOCK] = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 1e-30)
-    return scale
-
-
-def _row_space(vectors: Float, scale: Float, labelled: NDArray[np.int64]) -> tuple[Float, Float]:
-    """(n, r) vectors in an orthonormal basis of the r = labelled.size < d labelled rows, and their scale, now 1.
-
-    Both heads' weights lie in the span of the labelled rows, so the logits are the same and d x d becomes r x r:
-    79 rows of 1280 take 0.1 s instead of 1.6 s.
-    """
-    basis: Float = np.linalg.qr((vectors[labelled] * scale[labelled, None]).T)[0].astype(np.float32)
-    return np.asarray((vectors * scale[:, None]) @ basis, np.float32), np.ones_like(scale)
-
-
-def _sums(vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], *, n_folds: int, n_classes: int) -> _Sums:
-    """One pass over the labelled rows; products in float32 per block, totals in float64."""
-    import torch
-
-    d = vectors.shape[1]
-    total = _Sums(np.zeros((n_folds, d, d)), np.zeros((n_folds, n_classes, d)), np.zeros((n_folds, n_classes)))
-    np.add.at(total.counts, (folds[labels >= 0], labels[labels >= 0]), 1.0)
-    for fold in range(n_folds):
-        own = np.flatnonzero((folds == fold) & (labels >= 0))
-        for start in range(0, own.size, _BLOCK):
-            rows = own[start : start + _BLOCK]
-            block = torch.from_numpy(vectors[rows] * scale[rows, None])
-            total.gram[fold] += (block.T @ block).numpy()
-            total.sums[fold] += torch.zeros(n_classes, d).index_add_(0, torch.from_numpy(labels[rows]), block).numpy()
-    return total
-
-
-def _train(sums: _Sums, fold: int, dim: int, whole: Double | None = None) -> _Train:
-    """Totals minus the fold: covariance within classes, and scatter round the overall mean per row. whole: the folds' grams added."""
-    counts = sums.counts.sum(axis=0) - sums.counts[fold]
-    class_sums = sums.sums.sum(axis=0) - sums.sums[fold]
-    n = max(counts.sum(), 1.0)
-    means = class_sums / np.maximum(counts, 1.0)[:, None]
-    mean = class_sums.sum(axis=0) / n
-    gram = (sums.gram.sum(axis=0) if whole is None else whole) - sums.gram[fold]
-    within = (gram - (means.T * counts) @ means) / n
-    total = gram / n - np.outer(mean, mean)
-    return _Train(within.astype(np.float32), total.astype(np.float32), means, counts, dim)
-
-
-def _lda(train: _Train, shrinkage: float) -> _Linear:
-    """Bayes rule for Gaussian classes with means of their own and one covariance, shrunk towards its mean variance."""
-    weights = _solve(train.within, 1 - shrinkage, shrinkage / train.dim, train.means.T)
-    with np.errstate(divide="ignore"):
-        bias = np.log(train.counts / train.counts.sum()) - 0.5 * np.einsum("kd,dk->k", train.means, weights)
-    return _Linear(weights, bias.astype(np.float32))
-
-
-def _ridge(train: _Train, penalty: float) -> _Linear:
-    """Least squares on one-hot labels with a penalty; the intercept is not penalised."""
-    share = train.counts / train.counts.sum()
-    mean = share @ train.means
-    weights = _solve(train.total, 1.0, penalty / train.dim, ((train.means - mean) * share[:, None]).T)
-    bias = np.where(share > 0, share - mean @ weights, -np.inf)
-    return _Linear(weights, bias.astype(np.float32))
-
-
-def _solve(matrix: Float, keep: float, add: float, right: Double) -> Float:
-    """(keep * matrix + add * trace * identity)^-1 right, in float32: 4 times faster than float64 at d = 1280.
-
-    By PyTorch: its factorisation takes 15 ms of CPU there, SciPy's 16 on one thread but 90 on two that wait for each other.
-    """
-    import torch
-
-    # Rows have length at most 1, so rounding is below 1e-6; that much keeps constant vectors, without any spread, solvable.
-    ridge = add * max(float(np.trace(matrix, dtype=np.float64)), 0.0) + 1e-6
-    regular = np.float32(keep) * matrix
-    regular[np.diag_indices_from(regular)] += np.float32(ridge)
-    targets = torch.from_numpy(right.astype(np.float32))
-    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(regular))
-    if failed:  # not positive definite in float32's precision
-        factor = torch.linalg.cholesky(torch.from_numpy(regular.astype(np.float64) + 1e-6 * np.eye(len(regular))))
-    return np.asarray(torch.cholesky_solve(targets.to(factor.dtype), factor).numpy(), dtype=np.float32)
-
-
 def _fit(
-    vectors: Float, scale: Float, labels: NDArray[np.int64], folds: NDArray[np.integer], sums: _Sums, *, dim: int
-) -> tuple[list[_Linear], dict[str, float | list[float]]]:
-    """One calibrated head per fold, and what was chosen. dim: length of the vectors as they were given."""
-    sample, in_fold = _sample(labels, folds, sums)
-    given = labels[sample]
-    whole = sums.gram.sum(axis=0)
-    trains = [_train(sums, fold, dim, whole) for fold in range(len(sums.counts))]
-    unit = vectors[sample] * scale[sample, None]  # every attempt scores these: scaled once
-    ends = np.searchsorted(in_fold, np.arange(len(trains) + 1))
+    features: Features, labels: Codes, folds: NDArray[np.integer], sums: Sums, *, dim: int
+) -> tuple[list[Linear], dict[str, float | list[float]]]:
+    """One calibrated head per fold, and what was chosen. dim: `features.dim` before they were reduced to their row space."""
+    sample = _sample(labels, sums.counts.shape[1])
+    sample = sample[np.argsort(folds[sample], kind="stable")]
+    given, in_fold = labels[sample], folds[sample].astype(np.int64)
+    unit = features.rows(sample)  # every attempt scores these: made once
+    # The class of the other rows is in none of their training folds.
+    scored = (sums.counts.sum(axis=0) - sums.counts)[in_fold, given] > 0
+    trains = heads.trains(sums, dim)
 
-    def attempt(kind: Callable[[_Train, float], _Linear], value: float) -> _Attempt:
-        heads = [kind(train, value) if train.counts.any() else _uniform(train) for train in trains]
-        parts = [unit[ends[fold] : ends[fold + 1]] @ head.weights + head.bias for fold, head in enumerate(heads)]
-        logits: Float = np.concatenate(parts, dtype=np.float32)
-        return _Attempt(value, heads, logits, *_temperature(logits, given))
+    def attempt(value: float, models: list[Linear]) -> _Attempt:
+        logits = _logits(unit, in_fold, models)[scored]
+        return _Attempt(value, models, logits, *_temperature(logits, given[scored]))
 
-    lda = _descend(lambda value: attempt(_lda, value), SHRINKAGE)
-    ridge = _descend(lambda value: attempt(_ridge, value), PENALTY)
-    half = np.float32(0.5)
-    mean: Float = half * (lda.logits / np.float32(lda.temperature) + ridge.logits / np.float32(ridge.temperature))
-    temperature, _ = _temperature(mean, given)
-    a, b = (np.float32(0.5 / one.temperature / temperature) for one in (lda, ridge))
-    # Both heads are linear, so their weighted mean is one matrix.
-    heads = [
-        _Linear(a * left.weights + b * right.weights, a * left.bias + b * right.bias)
-        for left, right in zip(lda.heads, ridge.heads, strict=True)
+    def closed(kind: Callable[[Train, float], Linear]) -> Callable[[float], _Attempt]:
+        return lambda value: attempt(value, [kind(one, value) if one.counts.any() else heads.uniform(one) for one in trains])
+
+    found = {"lda": _descend(closed(heads.lda), SHRINKAGE), "ridge": _descend(closed(heads.ridge), PENALTY)}
+    if len(sample) >= LEAST_PER_CLASS * len(sums.counts[0]):
+        share = len(sample) / (labels >= 0).sum()
+        factor = np.float32(1 / found["lda"].temperature)
+        start = [Linear(factor * one.weights, factor * one.bias) for one in found["lda"].heads]
+        path = heads.logistic_path(trains, unit, given, in_fold, start=start, share=float(share))
+        found["logistic"] = _first_minimum(attempt(*one) for one in path)
+    base = found["lda"].loss
+    excess = [max(one.loss - base, 0.0) if np.isfinite(one.loss) else 0.0 for one in found.values()]
+    weights = np.exp(-np.minimum(np.array(excess) / TOLERANCE, 50.0))  # above 0: 0 times a bias of -inf would be no number
+    weights /= weights.sum()
+    plain = _weighted(weights, [one.logits for one in found.values()])
+    cooled = weights / [one.temperature for one in found.values()]
+    mean = _weighted(cooled, [one.logits for one in found.values()])
+    temperature, _ = _temperature(mean, given[scored])
+    # All heads are linear, so their weighted mean is one matrix.
+    models = [
+        Linear(*(_weighted(cooled / temperature, parts) for parts in ([one.weights for one in alike], [one.bias for one in alike])))
+        for alike in zip(*(one.heads for one in found.values()), strict=True)
     ]
-    return heads, {
-        "temperature": temperature,
-        "lda_temperature": lda.temperature,
-        "ridge_temperature": ridge.temperature,
-        "lda_log_loss": lda.loss,
-        "ridge_log_loss": ridge.loss,
-        "shrinkage": lda.value,
-        "penalty": ridge.value,
-        "ece_before": _ece(_softmax(half * (lda.logits + ridge.logits)), given),
-        "ece_after": _ece(_softmax(mean / np.float32(temperature)), given),
+    nan, weight = float("nan"), dict(zip(found, weights.tolist(), strict=True))
+    metrics: dict[str, float | list[float]] = {"temperature": temperature}
+    for name, value in (("lda", "shrinkage"), ("ridge", "penalty"), ("logistic", "logistic_penalty")):
+        one = found.get(name)
+        metrics |= {
+            value: one.value if one else nan,
+            f"{name}_weight": weight.get(name, 0.0),
+            f"{name}_temperature": one.temperature if one else nan,
+            f"{name}_log_loss": one.loss if one else nan,
+        }
+    return models, metrics | {
+        "ece_before": _ece(_softmax(plain), given[scored]),
+        "ece_after": _ece(_softmax(mean / np.float32(temperature)), given[scored]),
     }
 
 
@@ -326,50 +214,68 @@ def _descend(attempt: Callable[[float], _Attempt], grid: tuple[float, ...]) -> _
     return best
 
 
-def _uniform(train: _Train) -> _Linear:
-    """The head of a fold that has nothing to learn from."""
-    n_classes, d = train.means.shape
-    return _Linear(np.zeros((d, n_classes), dtype=np.float32), np.zeros(n_classes, dtype=np.float32))
+def _first_minimum(attempts: Iterator[_Attempt]) -> _Attempt:
+    """The last one before the log-loss rises."""
+    best = next(attempts)
+    for one in attempts:
+        if one.loss >= best.loss:
+            break
+        best = one
+    return best
 
 
-def _sample(labels: NDArray[np.int64], folds: NDArray[np.integer], sums: _Sums) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Evenly spaced labelled rows whose class is in their training folds, by fold, and their folds."""
+def _weighted(weights: NDArray[np.float64], arrays: list[Float]) -> Float:
+    total = np.zeros_like(arrays[0])
+    for weight, array in zip(weights, arrays, strict=True):
+        total += np.float32(weight) * array
+    return total
+
+
+def _sample(labels: Codes, n_classes: int) -> Codes:
+    """Evenly spaced labelled rows."""
     rows = np.flatnonzero(labels >= 0)
-    rows = rows[(sums.counts.sum(axis=0) - sums.counts)[folds[rows], labels[rows]] > 0]
-    most = int(np.clip(_SAMPLE_CELLS // sums.counts.shape[1], 2_000, 10_000))
-    if rows.size > most:
-        rows = rows[np.linspace(0, rows.size - 1, most).astype(np.int64)]
-    rows = rows[np.argsort(folds[rows], kind="stable")]
-    return rows, folds[rows].astype(np.int64)
+    most = int(np.clip(_SAMPLE_CELLS // n_classes, *_SAMPLE_ROWS))
+    return rows if rows.size <= most else rows[np.linspace(0, rows.size - 1, most).astype(np.int64)]
 
 
-def _logits(vectors: Float, scale: Float, rows: NDArray[np.int64], row_folds: NDArray[np.integer], heads: list[_Linear]) -> Float:
-    """(rows, K), each row by its fold's head, block by block. row_folds is aligned with rows."""
-    logits = np.empty((rows.size, heads[0].bias.size), dtype=np.float32)
-    for start in range(0, rows.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        for fold in np.unique(row_folds[part]).tolist():
-            own = start + np.flatnonzero(row_folds[part] == fold)
-            logits[own] = (vectors[rows[own]] * scale[rows[own], None]) @ heads[fold].weights + heads[fold].bias
+def _logits(rows: Float, folds: NDArray[np.integer], models: list[Linear]) -> Float:
+    """(b, K), each of the rows of `Features` by its fold's model."""
+    logits = np.empty((len(rows), models[0].bias.size), dtype=np.float32)
+    for fold in np.unique(folds).tolist():
+        found = np.flatnonzero(folds == fold)
+        # Rows that follow each other, as those of the sample do, are not copied.
+        own = slice(found[0], found[-1] + 1) if found[-1] - found[0] < found.size else found
+        logits[own] = rows[own] @ models[fold].weights + models[fold].bias
     return logits
 
 
-def _temperature(logits: Float, given: NDArray[np.int64]) -> tuple[float, float]:
-    """The divisor of the logits with the lowest log-loss, and that log-loss (Guo et al. 2017). (1, inf) for no rows."""
-    from scipy.optimize import minimize_scalar
+def _temperature(logits: Float, given: Codes) -> tuple[float, float]:
+    """The divisor of the logits with the lowest log-loss, and that log-loss (Guo et al. 2017). (1, inf) for no rows.
 
+    By Newton's method: the log-loss is convex in the factor 1 / temperature.
+    """
     if not given.size:
         return 1.0, float("inf")
-    top = logits.max(axis=1, keepdims=True)
-    rows = np.arange(given.size)
-    below = logits - top
-
-    def log_loss(log_temperature: float) -> float:
-        scaled = below * np.float32(np.exp(-log_temperature))
-        return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, given], dtype=np.float64))
-
-    found = minimize_scalar(log_loss, bounds=(-8.0, 8.0), method="bounded", options={"xatol": 1e-3})
-    return float(np.exp(found.x)), float(found.fun)
+    below = logits - logits.max(axis=1, keepdims=True)
+    finite: Float = np.where(np.isfinite(below), below, np.float32(0))
+    own = float(below[np.arange(given.size), given].mean(dtype=np.float64))
+    # Starts where the typical logit is 1: the curvature is neither flat nor steep there.
+    spread = float(-finite.mean(dtype=np.float64))
+    start = factor = 1.0 / spread if spread > 0 else 1.0
+    loss = np.inf
+    for _ in range(_NEWTON_STEPS):
+        probs = np.exp(np.float32(factor) * below)
+        total = probs.sum(axis=1)
+        probs /= total[:, None]
+        mean = np.einsum("nk,nk->n", probs, finite)
+        slope = float(mean.mean(dtype=np.float64) - own)
+        bend = float((np.einsum("nk,nk,nk->n", probs, finite, finite) - mean**2).mean(dtype=np.float64))
+        loss = float(np.log(total).mean(dtype=np.float64) - factor * own)
+        step = float(np.clip(-slope / bend, -0.8 * factor, 4.0 * factor)) if bend > 0 else 0.0
+        if abs(step) < 1e-3 * factor:
+            break
+        factor = float(np.clip(factor + step, start / _MOST_TEMPERATURE, start * _MOST_TEMPERATURE))
+    return 1.0 / factor, loss
 
 
 def _softmax(logits: Float) -> Float:
@@ -391,8 +297,8 @@ def _ece(probs: Float, given: NDArray[np.int64]) -> float:
 
 def _no_metrics(n_classes: int, n_labelled: int, n_folds: int) -> dict[str, float | list[float]]:
     """Metrics where nothing is fitted."""
-    names = ("log_loss", "accuracy", "ece_before", "ece_after", "shrinkage", "penalty", "lda_log_loss", "ridge_log_loss")
+    names = ["log_loss", "accuracy", "ece_before", "ece_after", "shrinkage", "penalty", "logistic_penalty"]
+    names += [f"{head}_{what}" for head in ("lda", "ridge", "logistic") for what in ("weight", "log_loss", "temperature")]
     nothing: dict[str, float | list[float]] = {name: float("nan") for name in names}
-    temperatures = {name: 1.0 for name in ("temperature", "lda_temperature", "ridge_temperature")}
-    counts = {"n_classes": float(n_classes), "n_labelled": float(n_labelled)}
-    return nothing | temperatures | counts | {"accuracy_per_fold": [float("nan")] * n_folds}
+    counts = {"temperature": 1.0, "n_classes": float(n_classes), "n_labelled": float(n_labelled)}
+    return nothing | counts | {"accuracy_per_fold": [float("nan")] * n_folds}
