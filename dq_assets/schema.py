@@ -288,7 +288,7 @@ TABLES: dict[str, Table] = {
             rows="ok_images",
             inputs=("oof_probs", "raw_manifest"),
             settings=("labels",),
-            algorithm=3,
+            algorithm=4,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -367,7 +367,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("raw_manifest", "folds", "oof_probs", "label_issues"),
             settings=("labels", "folds"),
-            algorithm=3,
+            algorithm=4,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -389,7 +389,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("label_issues", "oof_probs", "raw_manifest"),
             settings=("labels",),
-            algorithm=3,
+            algorithm=4,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

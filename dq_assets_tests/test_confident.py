@@ -15,6 +15,8 @@ from dq_assets.audit.confident import (
     label_issues,
     label_noise,
 )
+from dq_assets.audit.errors import scores
+from dq_assets.audit.oof import oof_probabilities
 from dq_assets.audit.rows import Streamed
 from dq_assets.schema import TABLES
 from dq_assets.settings import Labels
@@ -196,3 +198,22 @@ def test_a_row_of_zero_probabilities_is_not_checked() -> None:
     given, _, probs = planted(0.1)
     probs[3] = 0
     assert issues(given, probs)["is_label_issue"].is_null().arg_true().to_list() == [3]
+
+
+def test_where_classes_are_plainly_mistaken_for_each_other_that_ranks_the_labels() -> None:
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(7)
+    true = rng.integers(0, 5, 4000)
+    vectors = (rng.normal(size=(5, 16))[true] * 1.5 + rng.normal(size=(4000, 16))).astype(np.float32)
+    given = np.where((rng.random(4000) < 0.4) & (true < 3), (true + 1) % 5, true)
+    probs = oof_probabilities(vectors, given, np.arange(4000) % 5, 5).probs
+    noise = label_noise(given, probs, np.ones(5, dtype=bool))
+    by_class, plain = (average_precision_score(given != true, ranked) for ranked in (noise.log_odds, scores(noise.probs)))
+    assert by_class > plain + 0.02
+
+
+def test_errors_to_any_class_alike_are_ranked_by_the_image_alone() -> None:
+    given, _, probs = planted(0.2)
+    noise = label_noise(given, probs, np.ones(5, dtype=bool))
+    np.testing.assert_array_equal(noise.score, scores(noise.probs))

@@ -14,6 +14,7 @@ from dq_assets.audit.errors import (
     error_log_odds,
     estimate,
     probability,
+    scores,
     uniform,
 )
 
@@ -97,18 +98,18 @@ def test_no_disagreement_is_less_than_one_error() -> None:
 @pytest.mark.parametrize("count", [0.5, 60.0, 2500.0])
 def test_error_probabilities_sum_to_the_count_and_most_of_it_is_flagged(count: float) -> None:
     _, top = log_linear(0.1, distance=3.0)
-    log_odds = error_log_odds(top, count)
+    log_odds = error_log_odds(scores(top), count)
     assert probability(log_odds).sum() == pytest.approx(count, rel=1e-3)
     assert count < 1 or 0.85 * count < (log_odds > 0).sum() < 1.3 * count
 
 
 def test_wrong_labels_rank_first_and_sure_errors_stay_apart() -> None:
     top = np.array([[0.9, 0.1], [0.1, 0.9], [1e-4, 1.0], [1e-6, 1.0], [0.5, 0.5]], dtype=np.float32)
-    log_odds = error_log_odds(top, 3.0)
+    log_odds = error_log_odds(scores(top), 3.0)
     assert np.argsort(-log_odds).tolist() == [3, 2, 1, 4, 0]
     right = probability(-log_odds).astype(np.float32)
     assert right[3] < right[2] < right[1]
 
 
 def test_no_images_have_no_probabilities() -> None:
-    assert error_log_odds(np.zeros((0, 3), dtype=np.float32), 0.0).size == 0
+    assert error_log_odds(scores(np.zeros((0, 3), dtype=np.float32)), 0.0).size == 0

@@ -53,15 +53,16 @@ class LabelNoise:
     """What is known of each checked label. m is at most MAX_CANDIDATES; column 0 is the given class, the others descend by p.
 
     rows: (c,) positions of the checked images. classes: (c, m) true classes considered. probs: (c, m) their out-of-fold
-    probabilities. right: (c,) whether the given class is the most probable of all. log_odds: (c,) of the label being wrong.
-    estimate: the number of wrong labels. transition: (K, K) probability that true class k is given as j, rows sum to 1, and
-    sharpness: the exponent, of the likeliest class-dependent fit.
+    probabilities. right: (c,) whether the given class is the most probable of all. score: (c,) by what the labels are ranked, highest is
+    worst, and log_odds: (c,) of the label being wrong. estimate: the number of wrong labels. transition: (K, K) probability that true
+    class k is given as j, rows sum to 1, and sharpness: the exponent, of the likeliest class-dependent fit.
     """
 
     rows: Codes
     classes: NDArray[np.int32]
     probs: Float
     right: NDArray[np.bool_]
+    score: Double
     log_odds: Double
     estimate: errors.Estimate
     transition: Double
@@ -101,7 +102,7 @@ class LabelNoise:
             return result
 
         middle = rate(self.log_odds)
-        low, high = (rate(errors.error_log_odds(self.probs, count)) for count in (self.estimate.low, self.estimate.high))
+        low, high = (rate(errors.error_log_odds(self.score, count)) for count in (self.estimate.low, self.estimate.high))
         return np.minimum(low, middle), middle, np.maximum(middle, high)
 
 
@@ -177,7 +178,7 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
         rows, own, classes, top, right = rows[supported], own[supported], classes[supported], top[supported], right[supported]
     if not rows.size:
         nothing = errors.Estimate(0.0, 0.0, 0.0)
-        return LabelNoise(rows, classes, top, right, np.zeros(0), nothing, np.eye(n_classes), SHARPNESS[0])
+        return LabelNoise(rows, classes, top, right, np.zeros(0), np.zeros(0), nothing, np.eye(n_classes), SHARPNESS[0])
     start = calibrated_joint(confident_joint(classes, top, thresholds), np.bincount(own, minlength=n_classes))
     fit = np.linspace(0, rows.size - 1, min(rows.size, _FIT_ROWS)).astype(np.int64)
     sample = top[fit]
@@ -198,8 +199,12 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
             crowded=errors.crowded(sample),
         )
     ).times(rows.size / len(sample))
-    log_odds = errors.error_log_odds(top, estimate.count)
-    return LabelNoise(rows, classes, top, right, log_odds, estimate, cells.transition(fits[sharpness]), sharpness)
+    transition, score = cells.transition(fits[sharpness]), errors.scores(top)
+    gain = noise_fit.gain(fits[sharpness], ratios, sharpness, int(learnable.sum()))
+    weight = errors.class_weight(gain, cells.filled(fits[sharpness]) / len(sample))
+    if weight > 0:
+        score += weight * (_by_class(classes, top, transition) - score)
+    return LabelNoise(rows, classes, top, right, score, errors.error_log_odds(score, estimate.count), estimate, transition, sharpness)
 
 
 def label_issues(
@@ -248,6 +253,18 @@ def label_issues(
     empty = pl.lit([], dtype=pl.List(pl.String))
     joined = pl.concat([every, of_image], how="horizontal").with_columns(pl.col("candidate_labels").fill_null(empty))
     return joined.select(pl.col(name).cast(kind) for name, kind in ISSUES_SCHEMA.items())
+
+
+def _by_class(classes: NDArray[np.int32], top: Float, transition: Double) -> Double:
+    """(c,) log odds of a wrong label if true class k, of probability q_k ∝ p_k ** 2, is given as j with transition[k, j].
+
+    Only ranks count here. With the likeliest exponent instead of 2 the order is as good.
+    """
+    result = np.empty(len(top))
+    for part in blocks(*top.shape):
+        weighted = np.square(np.maximum(top[part], errors.LEAST), dtype=np.float64) * transition[classes[part], classes[part][:, :1]]
+        result[part] = np.log(weighted[:, 1:].sum(axis=1)) - np.log(weighted[:, 0])
+    return result
 
 
 def _sharpened(top: Float, exponent: float) -> Double:

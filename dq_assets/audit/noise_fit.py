@@ -59,6 +59,10 @@ class Cells:
         true, sizes = np.unique(keys // n_classes, return_counts=True)
         return cls(keys, place, true, sizes, np.flatnonzero(keys // n_classes == keys % n_classes), learnable)
 
+    def filled(self, fit: Fit) -> int:
+        """Number of cells off the diagonal that hold at least an image."""
+        return int((np.delete(fit.counts, self.right) >= 1.0).sum())
+
     def transition(self, fit: Fit) -> Double:
         """(K, K) the whole T of a fit."""
         others = np.outer(self.learnable, self.learnable) & ~np.eye(len(self.learnable), dtype=bool)
@@ -109,3 +113,18 @@ def _maximised(cells: Cells, q: Float, counts: Double, totals: Double) -> tuple[
         if abs(wrong - before) <= ENOUGH * max(wrong, 1.0):
             break
     return Fit(entered, rate, wrong, float(np.log(evidence).mean())), counts, totals
+
+
+def gain(fit: Fit, log_ratio: Float, sharpness: float, n_classes: int) -> float:
+    """Mean log-likelihood of a class-dependent fit less that of the likeliest fit of errors to any class alike, of the same sharpness.
+
+    log_ratio: as for `fit`, column 0 is the given class. n_classes: learnable ones.
+    """
+    right = 1.0 / np.exp(np.float32(sharpness) * (log_ratio - log_ratio[:, :1]), dtype=np.float64).sum(axis=1)
+    elsewhere, rate, before = (1.0 - right) / max(n_classes - 1, 1), fit.rate, np.inf
+    for _ in range(ITERATIONS):
+        evidence = (1.0 - rate) * right + rate * elsewhere
+        if abs(rate - before) <= ENOUGH * rate:
+            break
+        rate, before = max(float((rate * elsewhere / evidence).mean()), 1e-6), rate
+    return fit.likelihood - float(np.log(evidence).mean())
