@@ -133,6 +133,12 @@ class Labels:
     ambiguous_ratio: float = setting(
         0.1, "A flagged image whose given label has at least this share of the suggestion's probability is ambiguous.", low=0, high=1
     )
+    multi_label_rate: float = setting(
+        0.005,
+        "An ambiguous image is multi_label if at most this share of the unflagged looks as mixed; 0 calls none.",
+        low=0,
+        high=0.2,
+    )
     candidate_ratio: float = setting(0.25, "Classes with at least this share of the top probability are candidate labels.", low=0, high=1)
     filter_by: str = setting(
         "ours",

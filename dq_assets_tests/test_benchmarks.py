@@ -10,9 +10,23 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 import benchmarks
-from benchmarks import images, imports, label_quality, label_scale, labels, neighbors, outlier_quality, scale, scan, search, vectors
+from benchmarks import (
+    images,
+    imports,
+    label_kinds,
+    label_quality,
+    label_scale,
+    labels,
+    neighbors,
+    outlier_quality,
+    scale,
+    scan,
+    search,
+    vectors,
+)
 from benchmarks.__main__ import MODULES
 
 FILES = sorted(path for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem not in ("__init__", "__main__"))
@@ -84,6 +98,19 @@ def test_an_audit_of_made_vectors_passes_its_checks_and_finds_the_copies(tmp_pat
     assert found["copies found"] == found["copies nominated"] == 1
     assert found["labels"] > 0.5
     assert scale.recall_at_10(home, data)["recall at 10"] == 1
+
+
+def test_label_kinds_makes_collages_of_two_classes_and_scores_the_calls(tmp_path: Path) -> None:
+    images.make(str(tmp_path), 240)
+    found = label_kinds.trials(str(tmp_path), 240)["rows"]
+    assert len(found) == len(label_kinds.SHARES) * len(label_kinds.SEEDS)
+    row = label_kinds._row(label_kinds.SHARES[0], found[: len(label_kinds.SEEDS)])
+    assert 0 < row["of them flagged"] <= 1
+    assert all(0 <= one["hits"] <= one["called"] and one["false"] == one["called"] - one["hits"] for one in found)
+    a, b = Image.new("RGB", (90, 30), "red"), Image.new("RGB", (30, 90), "blue")
+    for layout in label_kinds.LAYOUTS:
+        colours = {colour for _, colour in label_kinds._collage(a, b, layout).getcolors()}
+        assert {(255, 0, 0), (0, 0, 255)} <= colours
 
 
 def test_label_quality_scores_ours_and_cleanlab_on_the_same_trials() -> None:

@@ -222,7 +222,7 @@ def label_issues(
     error_probability is that of `label_noise` and sums to the estimated number of errors; label_score is its complement, exact also
     where it is nearly 0; a label is flagged above `settings.flag_above`. Images that are unlabelled, of a class that is not learnable, or
     without an alternative have nulls: not checked. kind is ambiguous if p_given is at least `ambiguous_ratio` of p_suggested,
-    else mislabeled; never multi_label, which one softmax over exclusive classes cannot tell from ambiguous.
+    else mislabeled; multi_label, which one softmax over exclusive classes cannot tell from ambiguous, is found in `kinds`.
     """
     noise = label_noise(given, probs, learnable)
     right, wrong = errors.probability(-noise.log_odds), errors.probability(noise.log_odds)

@@ -25,6 +25,7 @@ from dq_assets.audit import (
     encoder,
     evidence,
     folds,
+    kinds,
     near_dups,
     neighbors,
     ontology,
@@ -396,6 +397,12 @@ def _probs(session: Session, shape: tuple[int, int]) -> Streamed:
     return Streamed(shape, lambda: (values for _, values in matrix_blocks(session.lake, session.dataset.name, "oof_probs", "probs")))
 
 
+def _take(session: Session) -> Callable[[np.ndarray], np.ndarray]:
+    """What reads the vectors (m, d) of some positions among the readable images."""
+    contents, identity = session.fine("content_sha256")["content_sha256"], encoder.encoder_id(session.settings.encoder)
+    return lambda chosen: read_vectors(session.lake, session.dataset.name, identity, contents.gather(chosen).to_list())
+
+
 def label_issues(session: Session) -> Version:
     """Publish label issues."""
     names, codes = _classes(session)
@@ -408,6 +415,7 @@ def label_issues(session: Session) -> Version:
             rows = to_file(probs, Path(scratch) / "probs.npy")
             table, found = cleanlab_rules.with_cleanlab_flags(table, codes, rows, class_names=names, settings=options)
         extra = {"cleanlab's number of issues": cleanlab_rules.num_label_issues(found), "cleanlab's health": cleanlab_rules.health(found)}
+    table = kinds.with_multi_label(table, _take(session), options)
     estimate = ontology.noise_estimate(table)
     metrics = {
         "checked": table["is_label_issue"].count(),
@@ -421,20 +429,14 @@ def label_issues(session: Session) -> Version:
 
 def label_evidence(session: Session) -> Version:
     """Publish the neighbours of the flagged images under either label."""
-    fine = session.fine("content_sha256")
-    image_id, contents = fine["image_id"].to_numpy(), fine["content_sha256"]
+    image_id = session.fine()["image_id"].to_numpy()
     names, codes = _classes(session)
     issues = session.table("label_issues", "image_id", "is_label_issue", "suggested_label").filter(pl.col("is_label_issue"))
     rows = np.searchsorted(image_id, issues["image_id"].to_numpy())
     suggested = issues["suggested_label"].replace_strict(names, range(len(names)), return_dtype=pl.Int64).to_numpy()
     positions, distances = _neighbors(session, image_id)
     flagged = evidence.Flagged(rows, suggested, positions[rows], distances[rows])
-    identity = encoder.encoder_id(session.settings.encoder)
-
-    def take(chosen: np.ndarray) -> np.ndarray:
-        return read_vectors(session.lake, session.dataset.name, identity, contents.gather(chosen).to_list())
-
-    table = evidence.label_evidence(image_id, codes, _group_of(session, image_id), flagged, take, names)
+    table = evidence.label_evidence(image_id, codes, _group_of(session, image_id), flagged, _take(session), names)
     metrics = {"label issues": len(rows), "nearer to the suggested label": evidence.n_nearer_suggested(table)}
     return session.publish("label_evidence", table, metrics)
 
