@@ -61,17 +61,20 @@ def rules(data: str) -> dict[str, Any]:
 
 
 def ours(data: str) -> dict[str, Any]:
-    """label_issues of audit.confident: fit of the noise, error probabilities, the whole table."""
+    """The tables label_issues, label_noise (thresholds, joint) and ontology_report (overlapping classes)."""
     import numpy as np
 
-    from dq_assets.audit.confident import label_issues
+    from dq_assets.audit import confident, ontology
     from dq_assets.settings import Labels
 
     given, rows = _input(data)
     names = [f"class {k:04d}" for k in range(N_CLASSES)]
     with Clock() as clock:
         learnable = np.ones(N_CLASSES, bool)
-        table = label_issues(np.arange(len(given)), given, rows, class_names=names, learnable=learnable, settings=Labels())
+        noise = confident.label_noise(given, rows, learnable)
+        table = confident.issues_of(noise, np.arange(len(given)), given, class_names=names, settings=Labels())
+        sums = ontology.class_sums(noise, given, class_names=names, learnable=learnable)
+        ontology.ontology_report(sums, table)
     return {"issues": int(table["is_label_issue"].sum()), **clock.seconds}
 
 
@@ -105,7 +108,7 @@ def run(size: int, work: Work) -> list[Row]:
     child("label_scale", "make", n=size, out=data)
     runs = {
         "`cleanlab_rules`": lambda: child("label_scale", "rules", data=data),
-        "`confident.label_issues`": lambda: child("label_scale", "ours", data=data),
+        "`confident` and `ontology`": lambda: child("label_scale", "ours", data=data),
         "cleanlab, find_label_issues alone": lambda: child("label_scale", "peer", data=data, scores=False),
         "cleanlab, all asked for": lambda: child("label_scale", "peer", data=data, scores=True),
     }

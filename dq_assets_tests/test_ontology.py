@@ -6,8 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dq_assets.audit.confident import ISSUES_SCHEMA, label_issues
-from dq_assets.audit.ontology import CLASS_SCHEMA, PAIR_SCHEMA, class_report, corrections, noise_estimate, ontology_report
+from dq_assets.audit.confident import ISSUES_SCHEMA, issues_of, label_noise
+from dq_assets.audit.ontology import (
+    CLASS_SCHEMA,
+    NOISE_SCHEMA,
+    PAIR_SCHEMA,
+    class_report,
+    class_sums,
+    corrections,
+    noise_estimate,
+    ontology_report,
+)
 from dq_assets.schema import TABLES
 from dq_assets.settings import Labels
 
@@ -28,13 +37,33 @@ def confused() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 LEARNABLE = np.array([True, True, True, False])
 
 
-def table(given: np.ndarray, probs: np.ndarray, learnable: np.ndarray = LEARNABLE) -> pl.DataFrame:
-    return label_issues(np.arange(len(given)), given, probs, class_names=NAMES, learnable=learnable, settings=Labels())
+def tables(given: np.ndarray, probs: np.ndarray, learnable: np.ndarray = LEARNABLE) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """label_noise and label_issues."""
+    noise, names = label_noise(given, probs, learnable), NAMES[: probs.shape[1]]
+    sums = class_sums(noise, given, class_names=names, learnable=learnable)
+    return sums, issues_of(noise, np.arange(len(given)), given, class_names=names, settings=Labels())
+
+
+def test_the_sums_of_the_classes_are_those_of_their_images() -> None:
+    given, _, probs = confused()
+    sums, issues = tables(given, probs)
+    assert sums.schema == NOISE_SCHEMA
+    assert tuple(sums.columns) == TABLES["label_noise"].column_names
+    assert sums["n"].to_list() == [180, 200, 220, 2]
+    assert sums["n_checked"].to_list() == [180, 200, 220, 0]
+    assert sums["n_agreed"].to_list() == [170, 200, 190, 0]
+    assert sums["threshold"].to_list() == [*(pytest.approx(probs[given == k, k].mean()) for k in range(3)), None]
+    joint = np.array(sums["joint"].to_list())
+    np.testing.assert_allclose(joint.sum(axis=1), sums["n_checked"], rtol=1e-5)
+    np.testing.assert_allclose(joint.sum(axis=1) - np.diag(joint), sums["expected_wrong"], atol=1e-3)
+    assert sums["expected_wrong"].sum() == pytest.approx(issues["error_probability"].sum(), rel=1e-5)
+    assert (sums["expected_wrong_low"] <= sums["expected_wrong"]).all()
+    assert (sums["expected_wrong"] <= sums["expected_wrong_high"]).all()
 
 
 def test_the_class_report_gives_the_planted_rates() -> None:
     given, _, probs = confused()
-    report = class_report(given, probs, table(given, probs), class_names=NAMES, learnable=LEARNABLE)
+    report = class_report(*tables(given, probs))
     assert report.schema == CLASS_SCHEMA
     assert tuple(report.columns) == TABLES["class_report"].column_names
     rows = {row["class_name"]: row for row in report.to_dicts()}
@@ -50,7 +79,7 @@ def test_the_class_report_gives_the_planted_rates() -> None:
 
 def test_a_class_that_was_not_checked_has_no_rates() -> None:
     given, _, probs = confused()
-    tie = class_report(given, probs, table(given, probs), class_names=NAMES, learnable=LEARNABLE).row(3, named=True)
+    tie = class_report(*tables(given, probs)).row(3, named=True)
     assert tie["n"] == 2
     assert not tie["is_learnable"]
     assert (tie["noise_rate"], tie["inverse_noise_rate"], tie["accuracy"]) == (None, None, None)
@@ -58,8 +87,8 @@ def test_a_class_that_was_not_checked_has_no_rates() -> None:
 
 def test_the_noise_rate_of_a_class_is_the_mean_error_probability_of_its_images() -> None:
     given, _, probs = confused()
-    issues = table(given, probs)
-    report = class_report(given, probs, issues, class_names=NAMES, learnable=LEARNABLE)
+    sums, issues = tables(given, probs)
+    report = class_report(sums, issues)
     means = dict(issues.group_by("given_label").agg(pl.col("error_probability").mean()).iter_rows())
     for name, rate in report.select("class_name", "noise_rate").iter_rows():
         assert rate == pytest.approx(means[name], abs=1e-5) if rate is not None else means[name] is None
@@ -67,7 +96,7 @@ def test_the_noise_rate_of_a_class_is_the_mean_error_probability_of_its_images()
 
 def test_the_confused_pair_has_its_counts_and_the_largest_overlap() -> None:
     given, _, probs = confused()
-    report = ontology_report(given, probs, table(given, probs), class_names=NAMES)
+    report = ontology_report(*tables(given, probs))
     assert report.schema == PAIR_SCHEMA
     assert tuple(report.columns) == TABLES["ontology_report"].column_names
     top = report.sort("overlap", descending=True).row(0, named=True)
@@ -78,28 +107,16 @@ def test_the_confused_pair_has_its_counts_and_the_largest_overlap() -> None:
     assert "tie" not in set(report["class_b"])
 
 
-def test_the_classes_may_come_in_any_order() -> None:
-    given, _, probs = confused()
-    order = np.array([3, 1, 0, 2])
-    names = [NAMES[k] for k in order]
-    code = np.argsort(order)[given]
-    issues = label_issues(np.arange(602), code, probs[:, order], class_names=names, learnable=LEARNABLE[order], settings=Labels())
-    report = class_report(code, probs[:, order], issues, class_names=names, learnable=LEARNABLE[order])
-    assert report["class_name"].to_list() == NAMES
-    top = ontology_report(code, probs[:, order], issues, class_names=names).sort("overlap", descending=True).row(0)
-    assert top[:4] == ("boot", "shoe", 10, 30)
-
-
 def test_the_noise_estimate_is_a_share_of_the_checked_images_and_none_without_any() -> None:
     given, _, probs = confused()
-    assert noise_estimate(table(given, probs)) == pytest.approx(40 / 600, abs=0.01)
-    assert noise_estimate(table(given, probs, np.zeros(4, dtype=bool))) is None
+    assert noise_estimate(tables(given, probs)[1]) == pytest.approx(40 / 600, abs=0.01)
+    assert noise_estimate(tables(given, probs, np.zeros(4, dtype=bool))[1]) is None
 
 
 def test_corrections_are_counted_and_ordered() -> None:
     given, _, probs = confused()
-    assert corrections(table(given, probs), 10).rows() == [("shoe", "boot", 30), ("boot", "shoe", 10)]
-    assert corrections(table(given, probs), 1).height == 1
+    assert corrections(tables(given, probs)[1], 10).rows() == [("shoe", "boot", 30), ("boot", "shoe", 10)]
+    assert corrections(tables(given, probs)[1], 1).height == 1
     assert corrections(pl.DataFrame(schema=ISSUES_SCHEMA), 5).columns == ["given_label", "suggested_label", "count"]
 
 
@@ -110,9 +127,8 @@ def test_corrections_are_counted_and_ordered() -> None:
 )
 def test_reports_without_anything_checked_are_empty_of_findings(given: np.ndarray, n_classes: int) -> None:
     probs = np.full((len(given), n_classes), 1 / max(n_classes, 1), dtype=np.float32)
-    names, learnable = NAMES[:n_classes], np.ones(n_classes, dtype=bool)
-    issues = label_issues(np.arange(len(given)), given, probs, class_names=names, learnable=learnable, settings=Labels())
-    report = class_report(given, probs, issues, class_names=names, learnable=learnable)
-    assert report.height == n_classes
+    sums, issues = tables(given, probs, np.ones(n_classes, dtype=bool))
+    report = class_report(sums, issues)
+    assert report.height == sums.height == n_classes
     assert report["noise_rate"].null_count() == n_classes
-    assert ontology_report(given, probs, issues, class_names=names).is_empty()
+    assert ontology_report(sums, issues).is_empty()

@@ -70,8 +70,10 @@ class LabelNoise:
 
     def posterior(self, part: slice | Codes) -> Double:
         """(b, m) P(true class | image, given label) of some of the c rows; sums to 1, and to the error probability but for column 0."""
-        classes = self.classes[part]
-        result = _sharpened(self.probs[part], self.sharpness) * self.transition[classes, classes[:, :1]]
+        classes, top = self.classes[part], self.probs[part]
+        with np.errstate(divide="ignore"):  # in float32: 12 million powers of float64 take a second
+            powers = np.exp(np.float32(self.sharpness) * np.log(top / _highest(top)[:, None]))
+        result: Double = powers * self.transition[classes, classes[:, :1]]
         wrong = errors.probability(self.log_odds[part])
         result[:, 1:] *= (wrong / np.maximum(result[:, 1:].sum(axis=1), 1e-300))[:, None]
         result[:, 0] = 1.0 - result[:, 1:].sum(axis=1)
@@ -87,22 +89,16 @@ class LabelNoise:
             total += np.bincount(cells.ravel(), self.posterior(part).ravel(), n_classes * n_classes)
         return total.reshape(n_classes, n_classes)
 
-    def rates(self, given: Codes) -> tuple[Double, Double, Double]:
-        """Each (K,): mean error probability of the images given as each class, by the lowest estimate, the estimate and the highest.
+    def expected_wrong(self, given: Codes) -> tuple[Double, Double, Double]:
+        """Each (K,): expected wrong labels among the checked images given as each class, by the lowest estimate, the estimate and the
+        highest."""
+        own, n_classes = given[self.rows], len(self.transition)
 
-        NaN for a class without checked images.
-        """
-        n_classes = len(self.transition)
-        own = given[self.rows]
-        checked = np.bincount(own, minlength=n_classes).astype(np.float64)
+        def sums(log_odds: Double) -> Double:
+            return np.bincount(own, errors.probability(log_odds), n_classes).astype(np.float64, copy=False)
 
-        def rate(log_odds: Double) -> Double:
-            sums = np.bincount(own, errors.probability(log_odds), n_classes)
-            result: Double = np.divide(sums, checked, out=np.full(n_classes, np.nan), where=checked > 0)
-            return result
-
-        middle = rate(self.log_odds)
-        low, high = (rate(errors.error_log_odds(self.score, count)) for count in (self.estimate.low, self.estimate.high))
+        middle = sums(self.log_odds)
+        low, high = (sums(errors.error_log_odds(self.score, count)) for count in (self.estimate.low, self.estimate.high))
         return np.minimum(low, middle), middle, np.maximum(middle, high)
 
 
@@ -216,15 +212,19 @@ def label_issues(
     learnable: NDArray[np.bool_],
     settings: settings.Labels,
 ) -> pl.DataFrame:
+    """`issues_of` the `label_noise` of these probabilities: (n, K) out-of-fold. learnable: (K,)."""
+    return issues_of(label_noise(given, probs, learnable), image_id, given, class_names=class_names, settings=settings)
+
+
+def issues_of(noise: LabelNoise, image_id: Codes, given: Codes, *, class_names: list[str], settings: settings.Labels) -> pl.DataFrame:
     """Table label_issues, one row per image in the order given.
 
-    image_id, given: (n,), codes of class_names, -1 for unlabelled. probs: (n, K) out-of-fold. learnable: (K,).
+    image_id, given: (n,), codes of class_names, -1 for unlabelled. noise: of the same images.
     error_probability is that of `label_noise` and sums to the estimated number of errors; label_score is its complement, exact also
     where it is nearly 0; a label is flagged above `settings.flag_above`. Images that are unlabelled, of a class that is not learnable, or
     without an alternative have nulls: not checked. kind is ambiguous if p_given is at least `ambiguous_ratio` of p_suggested,
     else mislabeled; multi_label, which one softmax over exclusive classes cannot tell from ambiguous, is found in `kinds`.
     """
-    noise = label_noise(given, probs, learnable)
     right, wrong = errors.probability(-noise.log_odds), errors.probability(noise.log_odds)
     flagged = wrong > settings.flag_above
     column = _suggestion(noise, flagged)
@@ -264,12 +264,6 @@ def _by_class(classes: NDArray[np.int32], top: Float, transition: Double) -> Dou
     for part in blocks(*top.shape):
         weighted = np.square(np.maximum(top[part], errors.LEAST), dtype=np.float64) * transition[classes[part], classes[part][:, :1]]
         result[part] = np.log(weighted[:, 1:].sum(axis=1)) - np.log(weighted[:, 0])
-    return result
-
-
-def _sharpened(top: Float, exponent: float) -> Double:
-    powers = np.power(top / top.max(axis=1, keepdims=True), exponent, dtype=np.float64)
-    result: Double = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 

@@ -35,10 +35,11 @@ STAGES: dict[str, Callable[[Session], Version]] = {
     "curated_dataset": stages.curated_dataset,
     "trained_model": stages.trained_model,
 }
-"""What computes each table but the scanned two, which share one decode, and training_set, which asks the gates."""
+"""What computes each table but the scanned two, which share one decode, label_noise, which comes with label_issues, and training_set,
+which asks the gates."""
 
 SCANNED = ("raw_manifest", "image_properties")
-JUDGED = ("label_issues", "label_evidence")
+JUDGED = ("label_issues", "label_noise", "label_evidence")
 
 
 def asset_key(dataset: Dataset, table: str) -> dg.AssetKey:
@@ -112,8 +113,8 @@ def _labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     @dg.multi_asset(name=f"{dataset.slug}__labels", specs=specs, required_resource_keys={session_key(dataset)})
     def labels(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         session = _session(context, dataset)
-        fresh = {name: _fresh(session, name) for name in JUDGED}  # both before the pictures of the first
-        for name, (version, computed) in fresh.items():
+        judged = _judged(session)  # all before the pictures of the first
+        for name, (version, computed) in zip(JUDGED, judged, strict=True):
             yield dg.MaterializeResult(
                 asset_key=asset_key(dataset, name),
                 data_version=dg.DataVersion(version.digest),
@@ -146,6 +147,15 @@ def _fresh(session: Session, name: str) -> tuple[Version, bool]:
     if current is not None and current.fingerprint == session.fingerprint(name):
         return current, False
     return STAGES[name](session), True
+
+
+def _judged(session: Session) -> list[tuple[Version, bool]]:
+    """As `_fresh`, of JUDGED: label_issues brings label_noise with it, and is computed again if either is outdated."""
+    current, together = session.versions(), ("label_issues", "label_noise")
+    computed = any(name not in current or current[name].fingerprint != session.fingerprint(name) for name in together)
+    if computed:
+        STAGES["label_issues"](session)
+    return [*((session.versions()[name], computed) for name in together), _fresh(session, "label_evidence")]
 
 
 def _training_set(session: Session) -> tuple[Version, bool]:

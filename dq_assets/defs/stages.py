@@ -404,11 +404,12 @@ def _take(session: Session) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def label_issues(session: Session) -> Version:
-    """Publish label issues."""
+    """Publish label_noise and label_issues, which come from one pass over the probabilities and one fit."""
     names, codes = _classes(session)
-    image_id = session.fine()["image_id"].to_numpy()
+    image_id, learnable = session.fine()["image_id"].to_numpy(), _learnable(session, names)
     probs, options = _probs(session, (len(codes), len(names))), session.settings.labels
-    table = confident.label_issues(image_id, codes, probs, class_names=names, learnable=_learnable(session, names), settings=options)
+    noise = confident.label_noise(codes, probs, learnable)
+    table = confident.issues_of(noise, image_id, codes, class_names=names, settings=options)
     extra: dict[str, Any] = {}
     if options.filter_by != "ours" and names:
         with tempfile.TemporaryDirectory(dir=_cache(session)) as scratch:
@@ -424,6 +425,9 @@ def label_issues(session: Session) -> Version:
         **{f"kind {kind}": n for kind, n in table["kind"].drop_nulls().value_counts().sort("kind").iter_rows()},
         **extra,
     }
+    sums = ontology.class_sums(noise, codes, class_names=names, learnable=learnable)
+    number = {name.replace("_", " "): float(sums[name].sum()) for name in sums.columns if name.startswith("expected_wrong")}
+    session.publish("label_noise", sums, number)
     return session.publish("label_issues", table, metrics)
 
 
@@ -467,17 +471,13 @@ def duplicate_verdicts(session: Session) -> Version:
 
 def class_report(session: Session) -> Version:
     """Publish the class report."""
-    names, codes = _classes(session)
-    probs = _probs(session, (len(codes), len(names)))
-    table = ontology.class_report(codes, probs, session.table("label_issues"), class_names=names, learnable=_learnable(session, names))
+    table = ontology.class_report(session.table("label_noise"), session.table("label_issues"))
     return session.publish("class_report", table, {"classes": len(table), "not learnable": int((~table["is_learnable"]).sum())})
 
 
 def ontology_report(session: Session) -> Version:
     """Publish the ontology report."""
-    names, codes = _classes(session)
-    probs = _probs(session, (len(codes), len(names)))
-    table = ontology.ontology_report(codes, probs, session.table("label_issues"), class_names=names)
+    table = ontology.ontology_report(session.table("label_noise"), session.table("label_issues"))
     return session.publish(
         "ontology_report", table, {"pairs": len(table), "corrections": int((table["n_a_to_b"] + table["n_b_to_a"]).sum())}
     )
