@@ -70,24 +70,28 @@ class LabelNoise:
 
     def posterior(self, part: slice | Codes) -> Double:
         """(b, m) P(true class | image, given label) of some of the c rows; sums to 1, and to the error probability but for column 0."""
-        classes, top = self.classes[part], self.probs[part]
+        top = self.probs[part]
         with np.errstate(divide="ignore"):  # in float32: 12 million powers of float64 take a second
             powers = np.exp(np.float32(self.sharpness) * np.log(top / _highest(top)[:, None]))
-        result: Double = powers * self.transition[classes, classes[:, :1]]
-        wrong = errors.probability(self.log_odds[part])
-        result[:, 1:] *= (wrong / np.maximum(result[:, 1:].sum(axis=1), 1e-300))[:, None]
-        result[:, 0] = 1.0 - result[:, 1:].sum(axis=1)
+        result: Double = np.take(self.transition.ravel(), self._cells(part), mode="clip") * powers
+        result[:, 0] = 0.0
+        result *= (errors.probability(self.log_odds[part]) / np.maximum(result.sum(axis=1), 1e-300))[:, None]
+        result[:, 0] = 1.0 - result.sum(axis=1)
         return result
 
-    def joint(self, given: Codes) -> Double:
+    def _cells(self, part: slice | Codes) -> Codes:
+        """(b, m) true class * K + given class of the candidates of some of the c rows."""
+        classes = self.classes[part].astype(np.int64)
+        cells: Codes = classes * len(self.transition) + classes[:, :1]
+        return cells
+
+    def joint(self) -> Double:
         """(K, K) expected number of checked images with given label j (row) and true label k (column)."""
         n_classes = len(self.transition)
         total = np.zeros(n_classes * n_classes)
-        own = given[self.rows]
         for part in blocks(self.rows.size, self.classes.shape[1]):
-            cells = own[part, None] * n_classes + self.classes[part]
-            total += np.bincount(cells.ravel(), self.posterior(part).ravel(), n_classes * n_classes)
-        return total.reshape(n_classes, n_classes)
+            total += np.bincount(self._cells(part).ravel(), self.posterior(part).ravel(), n_classes * n_classes)
+        return total.reshape(n_classes, n_classes).T
 
     def expected_wrong(self, given: Codes) -> tuple[Double, Double, Double]:
         """Each (K,): expected wrong labels among the checked images given as each class, by the lowest estimate, the estimate and the

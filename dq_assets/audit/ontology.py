@@ -55,7 +55,7 @@ def class_sums(noise: LabelNoise, given: Codes, *, class_names: list[str], learn
     checked = np.bincount(own, minlength=n_classes)
     low, middle, high = noise.expected_wrong(given)
     thresholds = class_thresholds(own, noise.probs[:, 0], n_classes)
-    joint = noise.joint(given).astype(np.float32)
+    joint = noise.joint().astype(np.float32)
     sums = {
         "class_name": pl.Series(class_names, dtype=pl.String),
         "n": np.bincount(given[given >= 0], minlength=n_classes),
