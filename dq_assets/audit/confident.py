@@ -283,19 +283,27 @@ def _suggestion(noise: LabelNoise, flagged: NDArray[np.bool_]) -> Codes:
 
 def _candidate_labels(noise: LabelNoise, names: pl.Series, ratio: float) -> pl.Series:
     """(c,) lists of the names of the classes with at least `ratio` of the top probability, most probable first."""
-    probs, width = noise.probs, noise.probs.shape[1]
-    highest = _highest(probs)
-    kept = (probs >= np.float32(ratio) * highest[:, None]) & (probs > 0)
-    cells = np.flatnonzero(kept)
-    row, classes = cells // width, noise.classes.ravel()[cells]
-    # All stand in their order but the given class, which is the first column also where others are more probable.
-    behind = probs[:, 0] < highest
-    order = np.argsort(-probs[behind], axis=1, kind="stable")
-    classes[behind[row]] = np.take_along_axis(noise.classes[behind], order, 1)[np.take_along_axis(kept[behind], order, 1)]
-    ends = np.cumsum(np.bincount(row, minlength=len(probs)))
-    # By polars, since pyarrow would import pandas to look at a NumPy array.
-    offsets = pl.Series(np.concatenate([[0], ends]), dtype=pl.Int64).to_arrow()
-    lists = pa.LargeListArray.from_arrays(offsets, names.gather(classes).to_arrow())
+    p_given = noise.probs[:, 0]
+    least = np.maximum(np.float32(ratio) * _highest(noise.probs), np.finfo(np.float32).smallest_subnormal)
+    with_given = p_given >= least
+    n_others, before_given = np.zeros((2, len(p_given)), dtype=np.int64)
+    placed: list[tuple[Codes, Codes, NDArray[np.int32]]] = []  # rows, their places and their classes, for each column
+    rows = np.arange(len(p_given))
+    for column in range(1, noise.probs.shape[1]):
+        rows = rows[noise.probs[rows, column] >= least[rows]]  # the columns descend: who drops out stays out
+        if not rows.size:
+            break
+        behind = noise.probs[rows, column] <= p_given[rows]
+        n_others[rows] += 1
+        before_given[rows] += ~behind
+        placed.append((rows, column - 1 + (with_given[rows] & behind), noise.classes[rows, column]))
+    starts = np.concatenate([[0], np.cumsum(n_others + with_given)])
+    classes = np.empty(starts[-1], dtype=np.int32)
+    classes[(starts[:-1] + before_given)[with_given]] = noise.classes[with_given, 0]
+    for rows, place, found in placed:
+        classes[starts[rows] + place] = found
+    # The offsets by polars, since pyarrow would import pandas to look at a NumPy array.
+    lists = pa.LargeListArray.from_arrays(pl.Series(starts, dtype=pl.Int64).to_arrow(), names.gather(classes).to_arrow())
     return pl.Series(lists, dtype=pl.List(pl.String))
 
 

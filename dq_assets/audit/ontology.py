@@ -103,19 +103,18 @@ def ontology_report(sums: pl.DataFrame, issues: pl.DataFrame) -> pl.DataFrame:
     overlap: expected images on either off-diagonal cell of the joint, as a share of the checked images; a pair with less than
     0.01 expected images and no flagged one is left out: the posterior of a softmax is nowhere exactly 0.
     """
-    class_names, joint = sums["class_name"].to_list(), _joint(sums)
-    code = {name: number for number, name in enumerate(class_names)}
+    joint = _joint(sums)
+    code = {name: number for number, name in enumerate(sums["class_name"])}
     moved = np.zeros(joint.shape, dtype=np.int64)
     for row in corrections(issues, len(issues)).iter_rows():
         moved[code[row[0]], code[row[1]]] = row[2]
     both = joint + joint.T
     first, second = np.nonzero(np.triu((both >= _LEAST_IMAGES) | (moved + moved.T > 0), k=1))
     total = max(joint.sum(), 1.0)
-    names = np.array(class_names, dtype=object)
     pairs = pl.DataFrame(
         {
-            "class_a": names[first].tolist(),
-            "class_b": names[second].tolist(),
+            "class_a": sums["class_name"].gather(first),
+            "class_b": sums["class_name"].gather(second),
             "n_a_to_b": moved[first, second],
             "n_b_to_a": moved[second, first],
             "overlap": np.minimum(both[first, second] / total, 1.0),
@@ -133,7 +132,7 @@ def noise_estimate(issues: pl.DataFrame) -> float | None:
 
 def corrections(issues: pl.DataFrame, top: int) -> pl.DataFrame:
     """The most frequent (given_label, suggested_label, count) of the flagged images, at most `top`, most frequent first."""
-    flagged = issues.filter(pl.col("is_label_issue"))
+    flagged = issues.select("given_label", "suggested_label", "is_label_issue").filter("is_label_issue")
     counted = flagged.group_by("given_label", "suggested_label").agg(pl.len().cast(pl.Int64).alias("count"))
     return counted.sort(["count", "given_label", "suggested_label"], descending=[True, False, False]).head(top)
 
