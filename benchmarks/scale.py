@@ -129,6 +129,7 @@ def recall_at_10(home: str, data: str) -> dict[str, Any]:
     """Share of the 10 nearest of ASKED rows, by brute force, that are among the first 10 that the audit stored."""
     import numpy as np
 
+    from benchmarks.vectors import recall
     from dq_assets.store.tables import read_matrix
 
     vectors = np.load(f"{data}-vectors.npy", mmap_mode="r")
@@ -136,26 +137,6 @@ def recall_at_10(home: str, data: str) -> dict[str, Any]:
         _, ids = read_matrix(session.lake, NAME, "neighbors", "neighbor_ids")
     rows = np.sort(np.random.default_rng(77).choice(len(vectors), min(ASKED, len(vectors)), replace=False))
     return {"recall at 10": recall(vectors, rows, ids[rows, :10])}
-
-
-def recall(vectors: Any, rows: Any, found: Any) -> float:
-    """Share of the nearest of some rows that were found, (q, k) positions. A row that is as near as the k-th counts as one of them."""
-    import numpy as np
-
-    asked = np.asarray(vectors[rows])
-    asked = asked / np.linalg.norm(asked, axis=1, keepdims=True)
-    k, best = found.shape[1], np.full((len(rows), found.shape[1]), -3, np.float32)
-    of_found = np.empty(found.shape, np.float32)
-    for start in range(0, len(vectors), 16_384):
-        block = np.asarray(vectors[start : start + 16_384])
-        products = asked @ (block / np.linalg.norm(block, axis=1, keepdims=True)).T
-        inside = (found >= start) & (found < start + len(block))
-        at = np.nonzero(inside)
-        of_found[at] = products[at[0], found[at] - start]
-        mine = np.flatnonzero((rows >= start) & (rows < start + len(block)))
-        products[mine, rows[mine] - start] = -3
-        best = -np.sort(-np.concatenate([best, products], axis=1), axis=1)[:, :k]
-    return float((of_found >= best[:, -1:] - 1e-6).mean())
 
 
 def _store_verdicts(session: Any, copies: Any, originals: Any) -> tuple[int, float]:

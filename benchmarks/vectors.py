@@ -15,11 +15,11 @@ NOISE_RATE = 0.1
 N_FOLDS = 5
 
 
-def make(n: int, out: str) -> dict[str, int]:
+def make(n: int, out: str, n_classes: int = N_CLASSES) -> dict[str, int]:
     """Write vectors (n, 1280) float32, labels with NOISE_RATE of them wrong, which ones are, and folds to out-*.npy."""
     rng = np.random.default_rng(11)
-    true = rng.integers(0, N_CLASSES, n)
-    centres = rng.normal(size=(N_CLASSES * CLUSTERS, RANK)).astype(np.float32)
+    true = rng.integers(0, n_classes, n)
+    centres = rng.normal(size=(n_classes * CLUSTERS, RANK)).astype(np.float32)
     mixing = rng.normal(size=(RANK, DIM)).astype(np.float32) / np.float32(RANK**0.5)
     vectors = np.empty((n, DIM), np.float32)
     cluster = true * CLUSTERS + rng.integers(0, CLUSTERS, n)
@@ -29,7 +29,7 @@ def make(n: int, out: str) -> dict[str, int]:
         noise = rng.normal(size=(len(hidden), DIM)).astype(np.float32)
         vectors[part] = np.maximum(hidden @ mixing + np.float32(0.5) * noise, 0)
     wrong = rng.random(n) < NOISE_RATE
-    given = np.where(wrong, (true + rng.integers(1, N_CLASSES, n)) % N_CLASSES, true)
+    given = np.where(wrong, (true + rng.integers(1, n_classes, n)) % n_classes, true)
     folds = rng.permutation(np.arange(n) % N_FOLDS)
     for name, array in {"vectors": vectors, "given": given, "wrong": wrong, "folds": folds}.items():
         np.save(f"{out}-{name}.npy", array)
@@ -78,3 +78,23 @@ def make_embeddings(n: int, out: str, n_classes: int = 100) -> dict[str, int]:
     for name, array in {"given": given, "wrong": wrong, "source": source, "strange": strange}.items():
         np.save(f"{out}-{name}.npy", array)
     return {"n": n}
+
+
+def recall(vectors: np.ndarray, rows: np.ndarray, found: np.ndarray) -> float:
+    """Share of found (q, k), positions of others, that are among the k nearest of their row of `rows` (q,) by brute force.
+
+    vectors: (n, d), which may be a file that is mapped. One as near as the k-th, up to the rounding of a product, is one of them.
+    """
+    asked = np.asarray(vectors[rows])
+    asked = asked / np.linalg.norm(asked, axis=1, keepdims=True)
+    best = np.full(found.shape, -3, np.float32)
+    of_found = np.empty(found.shape, np.float32)
+    for start in range(0, len(vectors), 16_384):
+        block = np.asarray(vectors[start : start + 16_384])
+        products = asked @ (block / np.linalg.norm(block, axis=1, keepdims=True)).T
+        at = np.nonzero((found >= start) & (found < start + len(block)))
+        of_found[at] = products[at[0], found[at] - start]
+        mine = np.flatnonzero((rows >= start) & (rows < start + len(block)))
+        products[mine, rows[mine] - start] = -3
+        best = -np.sort(-np.concatenate([best, products], axis=1), axis=1)[:, : found.shape[1]]
+    return float((of_found >= best[:, -1:] - 1e-6).mean())

@@ -80,7 +80,7 @@ def test_scan_and_registration_answer(tmp_path: Path) -> None:
 def test_speed_on_vectors_answers_with_the_quality_of_the_answer(tmp_path: Path) -> None:
     data = str(tmp_path / "made")
     vectors.make(300, data)
-    assert labels.ours(data)["average precision"] > vectors.NOISE_RATE
+    assert labels.ours(data, vectors.N_CLASSES)["average precision"] > vectors.NOISE_RATE
     assert neighbors.ours(data)["shared"] == 1
     vectors.make_embeddings(400, data)
     assert search.searched(data)["recall"] == 1
