@@ -100,6 +100,7 @@ def audited(home: str, data: str) -> dict[str, Any]:
             with Clock() as checking:
                 passed = all(verdict.passed for verdict in check_integrity(session.lake, NAME, name))
             stages.append(_stage(name, clock, checking, max(most, _peak_mb()), passed))
+            session.report.say(str(stages[-1]))
         with Clock() as clock:
             checks.evaluate(session, [])
         stages.append(_stage("gates", clock, None, _peak_mb(), True))
