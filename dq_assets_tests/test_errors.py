@@ -18,7 +18,7 @@ from dq_assets.audit.errors import (
     uniform,
 )
 
-NOTHING = Readings(n=10_000, disagreement=600, joint=120, uniform=0, by_class=200, gentle=80, sharpness=1.4, crowded=0.07)
+NOTHING = Readings(n=10_000, disagreement=600, joint=120, uniform=0, by_class=200, gentle=80, sharpness=1.4, classes=0.0, crowded=0.07)
 
 
 def log_linear(rate: float, *, distance: float, n: int = 6000, n_classes: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +82,14 @@ def test_a_disagreement_is_another_class_that_is_more_probable() -> None:
             replace(NOTHING, disagreement=3000, joint=2000, by_class=1000, uniform=400, gentle=800, crowded=0.13),
             1360, 1370, id="a weak model: between the joint and the fit",
         ),
+        pytest.param(
+            replace(NOTHING, disagreement=4000, joint=2500, by_class=2000, uniform=0, gentle=800, crowded=0.13),
+            3990, 4001, id="many pictures that look like another class: all disagreements",
+        ),
+        pytest.param(
+            replace(NOTHING, disagreement=4000, joint=2500, by_class=2000, uniform=0, gentle=800, classes=1.0, crowded=0.13),
+            2800, 3400, id="as many, of classes that are plainly mistaken for each other: some of them",
+        ),
     ],
 )  # fmt: skip
 def test_the_estimate_follows_the_reading_that_the_probabilities_support(readings: Readings, low: float, high: float) -> None:
@@ -92,7 +100,7 @@ def test_the_estimate_follows_the_reading_that_the_probabilities_support(reading
 
 
 def test_no_disagreement_is_less_than_one_error() -> None:
-    assert estimate(Readings(100, 0, 0, 0, 0, 0, 1.4, 0.0)).count < 1
+    assert estimate(Readings(100, 0, 0, 0, 0, 0, 1.4, 0.0, 0.0)).count < 1
 
 
 @pytest.mark.parametrize("count", [0.5, 60.0, 2500.0])

@@ -187,6 +187,8 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
         ratios = np.log(sample / sample.max(axis=1, keepdims=True))
     fits = noise_fit.fit(cells, ratios, start, (GENTLE, *SHARPNESS))
     sharpness = max(SHARPNESS, key=lambda one: fits[one].likelihood)
+    gain = noise_fit.gain(fits[sharpness], ratios, sharpness, int(learnable.sum()))
+    weight = errors.class_weight(gain, cells.filled(fits[sharpness]) / len(sample))
     estimate = errors.estimate(
         errors.Readings(
             n=len(sample),
@@ -196,12 +198,11 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
             by_class=fits[sharpness].wrong,
             gentle=fits[GENTLE].wrong,
             sharpness=max(fits, key=lambda one: fits[one].likelihood),
+            classes=weight,
             crowded=errors.crowded(sample),
         )
     ).times(rows.size / len(sample))
     transition, score = cells.transition(fits[sharpness]), errors.scores(top)
-    gain = noise_fit.gain(fits[sharpness], ratios, sharpness, int(learnable.sum()))
-    weight = errors.class_weight(gain, cells.filled(fits[sharpness]) / len(sample))
     if weight > 0:
         score += weight * (_by_class(classes, top, transition) - score)
     return LabelNoise(rows, classes, top, right, score, errors.error_log_odds(score, estimate.count), estimate, transition, sharpness)

@@ -53,8 +53,8 @@ _ENOUGH = 1e-4
 class Readings:
     """Numbers of wrong labels among n checked images, each under an assumption of its own; see the module.
 
-    sharpness: the likeliest exponent of the class-dependent fits, from 1.4. crowded: share of images whose margin, the log ratio of
-    the two most probable classes, is at most NEAR times the median margin.
+    sharpness: the likeliest exponent of the class-dependent fits, from 1.4. classes: `class_weight`. crowded: share of images whose
+    margin, the log ratio of the two most probable classes, is at most NEAR times the median margin.
     """
 
     n: int
@@ -64,6 +64,7 @@ class Readings:
     by_class: float
     gentle: float
     sharpness: float
+    classes: float
     crowded: float
 
 
@@ -127,24 +128,26 @@ def estimate(readings: Readings) -> Estimate:
     Classes apart: the joint, or the disagreements less the model's own mistakes, whichever is more. Else between the joint and
     `by_class`, nearer to the joint the more it exceeds what a poor model alone would give it (twice the disagreement rate).
     Where no noise ignores the model's doubts, either moves towards all disagreements. Where such noise is plain, towards
-    `by_class`, or if that is no sharper than 1.4, part of the way to `uniform`.
+    `by_class`, or if that is no sharper than 1.4, part of the way to `uniform`. Many disagreements without either kind of noise, nor
+    classes that are plainly mistaken for each other, are those of pictures that look like another class: all of them count.
     """
     r = readings
     evidence = r.uniform / max(r.gentle, _TINY)
-    none_seen = _ramp(evidence, 0.25, 0.0)
+    none_seen = _ramp(evidence, 0.5, 0.0)
     ratio = r.joint / max(r.disagreement, 0.5)
     # More than all disagreements are no errors: thresholds below the most probable class, as of a weak model with many classes.
     joint = min(r.joint, r.disagreement)
     excess = _ramp(ratio - 2 * r.disagreement / r.n, 0.05, 0.25) * _ramp(ratio, 1.1, 1.0)
     apart = _between(max(joint, r.disagreement - OWN * r.crowded**2 * r.n), r.disagreement, none_seen)
-    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, 0.35 * none_seen)
+    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, 0.6 * none_seen)
     count = _between(mixed, apart, _ramp(r.crowded, MIXED, APART))
     plain = _ramp(evidence, 0.6, 1.0)
     if r.sharpness >= 2:
         count = _between(count, max(r.by_class, r.uniform), plain)
     else:
         count = _between(count, r.uniform, 0.5 * plain * (1 - excess))
-    count = min(count, r.n)
+    by_picture = _ramp(r.disagreement / r.n, 0.2, 0.4) * (1 - r.classes) * none_seen
+    count = min(_between(count, max(count, r.disagreement), by_picture), r.n)
     low, high = LOWER * min(r.uniform, r.gentle, count), HIGHER * max(r.joint, r.disagreement, count)
     return Estimate(count, low, min(high, r.n))
 
