@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dq_assets.definitions import instance_of
+from dq_assets.report import galleries
 from dq_assets.report.markdown import escaped, picture, table
 from dq_assets.settings import Home
 from dq_assets_tests.conftest import Planted
@@ -136,7 +137,7 @@ def test_the_pictures_of_each_asset_are_shown(shown: Shown, browser: Any, out: P
         images = dialog.locator("img[src^='data:image/']")
         widths = images.evaluate_all("all => all.map(image => image.complete ? image.naturalWidth : 0)")
         assert len(widths) >= least, asset
-        assert min(widths) >= 96, asset
+        assert min(widths) >= galleries.TINY, asset
         box = dialog.bounding_box()
         assert box["x"] >= 0, asset  # a table that is too wide for the window would reach beyond it
         assert box["x"] + box["width"] <= 1500, asset
