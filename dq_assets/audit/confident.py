@@ -267,7 +267,8 @@ def _by_class(classes: NDArray[np.int32], top: Float, transition: Double) -> Dou
     """
     result = np.empty(len(top))
     for part in blocks(*top.shape):
-        weighted = np.square(np.maximum(top[part], errors.LEAST), dtype=np.float64) * transition[classes[part], classes[part][:, :1]]
+        cells = classes[part].astype(np.int64) * len(transition) + classes[part][:, :1]
+        weighted = np.square(np.maximum(top[part], errors.LEAST), dtype=np.float64) * np.take(transition.ravel(), cells, mode="clip")
         result[part] = np.log(weighted[:, 1:].sum(axis=1)) - np.log(weighted[:, 0])
     return result
 
