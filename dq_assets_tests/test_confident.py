@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dq_assets.audit import errors
 from dq_assets.audit.confident import (
     ISSUES_SCHEMA,
     SHARPNESS,
@@ -217,3 +218,25 @@ def test_errors_to_any_class_alike_are_ranked_by_the_image_alone() -> None:
     given, _, probs = planted(0.2)
     noise = label_noise(given, probs, np.ones(5, dtype=bool))
     np.testing.assert_array_equal(noise.score, scores(noise.probs))
+
+
+def test_a_thousand_classes_have_no_plain_mistakes_where_errors_go_to_any_class_alike() -> None:
+    rng = np.random.default_rng(8)
+    true = rng.integers(0, 1000, 6000)
+    given = np.where(rng.random(6000) < 0.2, rng.integers(0, 1000, 6000), true)
+    logits = rng.normal(size=(6000, 1000)).astype(np.float32)
+    logits[np.arange(6000), true] += 9
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    noise = label_noise(given, probs, np.ones(1000, dtype=bool))
+    np.testing.assert_array_equal(noise.score, scores(noise.probs))
+
+
+def test_probabilities_of_exactly_zero_are_ranked_like_tiny_ones() -> None:
+    given, true, probs = planted(0.1)
+    hard = np.where(probs < 0.05, np.float32(0), probs)
+    hard /= hard.sum(axis=1, keepdims=True)
+    noise = label_noise(given, hard, np.ones(5, dtype=bool))
+    assert np.isfinite(noise.log_odds).all()
+    flagged = errors.probability(noise.log_odds) > 0.5
+    wrong = (given != true)[noise.rows]
+    assert 2 * (flagged & wrong).sum() / (flagged.sum() + wrong.sum()) > 0.7

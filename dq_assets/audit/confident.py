@@ -187,8 +187,7 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
         ratios = np.log(sample / sample.max(axis=1, keepdims=True))
     fits = noise_fit.fit(cells, ratios, start, (GENTLE, *SHARPNESS))
     sharpness = max(SHARPNESS, key=lambda one: fits[one].likelihood)
-    gain = noise_fit.gain(fits[sharpness], ratios, sharpness, int(learnable.sum()))
-    weight = errors.class_weight(gain, cells.filled(fits[sharpness]) / len(sample))
+    weight = errors.class_weight(noise_fit.gain(cells, fits[sharpness], ratios, sharpness))
     estimate = errors.estimate(
         errors.Readings(
             n=len(sample),

@@ -37,6 +37,7 @@ OWN = 10.0
 """Wrong predictions of a model whose classes are apart, as a share of the images, per `crowded` squared."""
 SLOPES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)
 PLAIN_CLASSES = (0.05, 0.12)
+"""`noise_fit.gain` in nats: errors that depend on the picture gain up to .075, errors of 10 % class to class .06 to .12."""
 FLAGGED = 0.9
 LOWER, HIGHER = 0.9, 1.15
 """The interval reaches beyond the least and the largest reading by these factors: with 1 it held the truth in 84 to 90 % of the trials,
@@ -165,14 +166,9 @@ def scores(top: Float) -> Double:
     return result
 
 
-def class_weight(gain: float, cells: float) -> float:
-    """How far a ranking that knows which classes are mistaken for which replaces `scores`, in [0, 1].
-
-    gain: by how many nats per image errors that depend on the class explain the given labels better than errors to any class alike.
-    cells: cells of the transition that hold an image, per image: what so many free numbers gain where there is nothing to find. Errors
-    that depend on the picture gain up to .08 in 8 classes, those of 10 % class to class .07 to .15.
-    """
-    return _ramp(gain - cells, *PLAIN_CLASSES)
+def class_weight(gain: float) -> float:
+    """How far a ranking that knows which classes are mistaken for which replaces `scores`, in [0, 1]. gain: of `noise_fit.gain`."""
+    return _ramp(gain, *PLAIN_CLASSES)
 
 
 def error_log_odds(score: Double, count: float) -> Double:

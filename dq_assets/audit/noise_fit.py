@@ -59,10 +59,6 @@ class Cells:
         true, sizes = np.unique(keys // n_classes, return_counts=True)
         return cls(keys, place, true, sizes, np.flatnonzero(keys // n_classes == keys % n_classes), learnable)
 
-    def filled(self, fit: Fit) -> int:
-        """Number of cells off the diagonal that hold at least an image."""
-        return int((np.delete(fit.counts, self.right) >= 1.0).sum())
-
     def transition(self, fit: Fit) -> Double:
         """(K, K) the whole T of a fit."""
         others = np.outer(self.learnable, self.learnable) & ~np.eye(len(self.learnable), dtype=bool)
@@ -115,16 +111,28 @@ def _maximised(cells: Cells, q: Float, counts: Double, totals: Double) -> tuple[
     return Fit(entered, rate, wrong, float(np.log(evidence).mean())), counts, totals
 
 
-def gain(fit: Fit, log_ratio: Float, sharpness: float, n_classes: int) -> float:
-    """Mean log-likelihood of a class-dependent fit less that of the likeliest fit of errors to any class alike, of the same sharpness.
+def gain(cells: Cells, fit: Fit, log_ratio: Float, sharpness: float) -> float:
+    """By how many nats per image a class-dependent fit explains the given labels better than errors to any class alike, as sharp.
 
-    log_ratio: as for `fit`, column 0 is the given class. n_classes: learnable ones.
+    Each image is explained by the others: its own share is taken from the cells first. Else a cell that one image fills explains that
+    image well, and 1,000 classes have many such cells.
     """
-    right = 1.0 / np.exp(np.float32(sharpness) * (log_ratio - log_ratio[:, :1]), dtype=np.float64).sum(axis=1)
-    elsewhere, rate, before = (1.0 - right) / max(n_classes - 1, 1), fit.rate, np.inf
+    q = np.exp(np.float32(sharpness) * np.ascontiguousarray(log_ratio.T))
+    q /= q.sum(axis=0)
+    n_classes = int(cells.learnable.sum())
+    prior = np.full(cells.keys.size, PRIOR_IMAGES * fit.rate / (n_classes - 1))
+    prior[cells.right] = PRIOR_IMAGES * (1.0 - fit.rate)
+    totals = np.add.reduceat(fit.counts, np.cumsum(cells.sizes) - cells.sizes)
+    inside, of_class = fit.counts[cells.place], np.repeat(totals, cells.sizes)[cells.place]
+    posterior = q * (inside + prior[cells.place]) / (of_class + PRIOR_IMAGES)
+    posterior /= posterior.sum(axis=0)
+    others = np.maximum(inside - posterior, 0.0) + prior[cells.place]
+    explained = (q * others / (np.maximum(of_class - posterior, 0.0) + PRIOR_IMAGES)).sum(axis=0)
+    right, rate, before = q[0].astype(np.float64), fit.rate, np.inf
+    elsewhere = (1.0 - right) / (n_classes - 1)
     for _ in range(ITERATIONS):
-        evidence = (1.0 - rate) * right + rate * elsewhere
+        alike = (1.0 - rate) * right + rate * elsewhere
         if abs(rate - before) <= ENOUGH * rate:
             break
-        rate, before = max(float((rate * elsewhere / evidence).mean()), 1e-6), rate
-    return fit.likelihood - float(np.log(evidence).mean())
+        rate, before = float(np.clip((rate * elsewhere / alike).mean(), 1e-6, 1 - 1e-6)), rate
+    return float((np.log(np.maximum(explained, 1e-300)) - np.log(np.maximum(alike, 1e-300))).mean())
