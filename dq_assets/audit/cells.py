@@ -14,14 +14,16 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -111,15 +113,14 @@ def candidates(
     size = max(64, int(n**0.5) // 8)
     given = () if cells is None else cells.centres
     used: list[Floats] = []
-    best = np.full((n, 0), -1, np.int32), np.empty((n, 0), np.float32)
+    best = np.full((n, kept), -1, np.int32), np.full((n, kept), -3, np.float32)
     reached, order = 0.0, np.arange(n)
     while len(used) < len(given) or (reached < recall and len(used) < MAX_PARTITIONS):
         number = len(used)
         centres = given[number] if number < len(given) else points[np.sort(rng.choice(n, max(1, n // size), replace=False))]
         # The first three partitions suffice for embeddings; vectors without structure need ever wider looks.
         budget = max(64 * size, 16 * kept) << max(0, (number - 3) // 2)
-        order, ids, values = _search(points, centres, budget, kept)
-        best = _merged(best, (ids, values), kept)
+        order = _search(points, centres, budget, best)
         used.append(centres)
         reached = float((nearest[:, :, None] == best[0][sample][:, None, :]).any(axis=2).mean())
         if progress is not None:
@@ -140,10 +141,16 @@ def _rotation(take: Take, n: int, rng: np.random.Generator) -> Floats:
 
 
 def _project(take: Take, n: int, rotation: Floats) -> Floats:
+    import torch
+
     found = np.empty((n, rotation.shape[1]), np.float32)
-    for start in range(0, n, _ROWS):
+
+    def project(start: int) -> None:
         rows = np.arange(start, min(start + _ROWS, n))
-        found[rows] = take(rows) @ rotation
+        found[rows] = (torch.from_numpy(take(rows)) @ torch.from_numpy(rotation)).numpy()
+
+    for _ in one_thread_each(project, range(0, n, _ROWS)):
+        pass
     return found
 
 
@@ -152,37 +159,43 @@ def _brute_force(take: Take, n: int, sample: Ints, k: int) -> Ints:
     import torch
 
     queries = torch.from_numpy(take(sample))
-    best = torch.full((len(sample), k), -3.0), torch.full((len(sample), k), -1)
-    for start in range(0, n, _ROWS):
+
+    def search(start: int) -> tuple[Any, Any]:
         rows = np.arange(start, min(start + _ROWS, n))
         products = queries @ torch.from_numpy(take(rows)).T
         mine = np.flatnonzero((sample >= start) & (sample < start + len(rows)))
         products[mine, sample[mine] - start] = -3.0
         values, at = products.topk(min(k, len(rows)), dim=1)
-        values, numbers = torch.cat([best[0], values], 1), torch.cat([best[1], at + start], 1)
-        top = values.topk(k, dim=1)
-        best = top.values, numbers.gather(1, top.indices)
+        return values, at + start
+
+    best = torch.full((len(sample), k), -3.0), torch.full((len(sample), k), -1)
+    for values, numbers in one_thread_each(search, range(0, n, _ROWS)):
+        top = torch.cat([best[0], values], 1).topk(k, dim=1)
+        best = top.values, torch.cat([best[1], numbers], 1).gather(1, top.indices)
     found: Ints = best[1].numpy()
     return found
 
 
 def _kept(points: Floats, sample: Ints, nearest: Ints, recall: float) -> int:
     """How many of the nearest in the projection must be kept so that the projection loses at most half of what may be lost."""
-    k = nearest.shape[1]
-    rank = np.zeros(nearest.shape, np.int64)
+    import torch
+
+    k, queries = nearest.shape[1], torch.from_numpy(points[sample])
     own = np.einsum("qd,qkd->qk", points[sample], points[nearest])
-    for start in range(0, len(points), _ROWS):
-        products = points[sample] @ points[start : start + _ROWS].T
-        for column in range(k):
-            rank[:, column] += (products > own[:, column, None]).sum(axis=1)
+
+    def nearer(start: int) -> Ints:
+        products = (queries @ torch.from_numpy(points[start : start + _ROWS]).T).numpy()
+        return np.stack([(products > own[:, column, None]).sum(axis=1) for column in range(k)], axis=1)
+
+    rank = sum(one_thread_each(nearer, range(0, len(points), _ROWS)), np.zeros(nearest.shape, np.int64))
     for factor in (2, 3, 4, 6, 8):
         if (rank < factor * k).mean() >= (1 + recall) / 2:
             break
     return int(min(max(factor * k, k + 8), len(points) - 1))
 
 
-def _search(points: Floats, centres: Floats, budget: int, kept: int) -> tuple[Ints, NDArray[np.int32], Floats]:
-    """(rows cell by cell, (n, kept) candidates, (n, kept) their products) of one partition."""
+def _search(points: Floats, centres: Floats, budget: int, best: tuple[NDArray[np.int32], Floats]) -> Ints:
+    """The rows cell by cell, of one partition. best: (n, kept) candidates and their products, -1 and -3 for none; improved in place."""
     import torch
 
     near = nearest_centres(points, centres)
@@ -190,8 +203,6 @@ def _search(points: Floats, centres: Floats, budget: int, kept: int) -> tuple[In
     count = np.bincount(near[:, 0], minlength=len(centres))
     ends = np.cumsum(count)
     by_cell = points[order]
-    ids, values = np.full((len(points), kept), -1, np.int32), np.full((len(points), kept), -3, np.float32)
-
     half = np.einsum("cd,cd->c", centres, centres) / 2
     held = threading.local()
 
@@ -211,16 +222,12 @@ def _search(points: Floats, centres: Floats, budget: int, kept: int) -> tuple[In
             products = _buffer(held, "products", len(mine), len(there))
             torch.mm(torch.from_numpy(by_cell[mine]), torch.from_numpy(beside).T, out=torch.from_numpy(products))
             np.fill_diagonal(products[:, : len(mine)], -3)
-            top = _largest(products, kept)
-            at = order[mine]
-            ids[at, : top.shape[1]] = order[there][top]
-            values[at, : top.shape[1]] = np.take_along_axis(products, top, axis=1)
+            top = _largest(products, best[0].shape[1])
+            _merge(best, order[mine], order[there][top].astype(np.int32), np.take_along_axis(products, top, axis=1))
 
-    with _one_thread_each() as pool:
-        for _ in pool.map(search_cell, range(len(centres))):
-            pass
-    ids[values < -2] = -1
-    return order, ids, values
+    for _ in one_thread_each(search_cell, range(len(centres))):
+        pass
+    return order
 
 
 def _buffer(held: threading.local, name: str, rows: int, columns: int) -> Floats:
@@ -259,9 +266,8 @@ def nearest_centres(points: Floats, centres: Floats) -> NDArray[np.int32]:
         order = np.lexsort((top, -np.take_along_axis(values, top, axis=1)), axis=1)
         found[start : start + _NEAR_ROWS] = np.take_along_axis(top, order, axis=1)
 
-    with _one_thread_each() as pool:
-        for _ in pool.map(search, range(0, len(points), _NEAR_ROWS)):
-            pass
+    for _ in one_thread_each(search, range(0, len(points), _NEAR_ROWS)):
+        pass
     return found
 
 
@@ -281,31 +287,35 @@ def _cells_to_visit(near: NDArray[np.int32], apart: Floats, cell: int, count: In
     return first[: 1 + int(np.searchsorted(np.cumsum(count[first]), budget - count[cell]))]
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool with a worker per core, each of which computes alone: products of one cell are too small to share."""
+def one_thread_each(function: Callable[[int], T], places: range) -> Iterator[T]:
+    """function of each place, in order: a worker per core, each of which computes alone, as single products are too small to share.
+
+    As many answers wait at a time as there are workers, times four.
+    """
     import torch
 
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    before, n_workers = torch.get_num_threads(), os.cpu_count() or 1
+    with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            yield pool
+            waiting: deque[Future[T]] = deque()
+            for place in places:
+                waiting.append(pool.submit(function, place))
+                if len(waiting) > 4 * n_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             torch.set_num_threads(before)
 
 
-def _merged(a: tuple[NDArray[np.int32], Floats], b: tuple[NDArray[np.int32], Floats], kept: int) -> tuple[NDArray[np.int32], Floats]:
-    """The best `kept` of both, each once."""
-    if not a[0].shape[1]:
-        return b
-    ids, values = np.empty((len(a[0]), kept), np.int32), np.empty((len(a[0]), kept), np.float32)
-    for start in range(0, len(ids), _ROWS):
-        part = slice(start, start + _ROWS)
-        both, products = np.concatenate([a[0][part], b[0][part]], axis=1), np.concatenate([a[1][part], b[1][part]], axis=1)
-        by = np.argsort(both, axis=1)
-        both, products = np.take_along_axis(both, by, 1), np.take_along_axis(products, by, 1)
-        products[:, 1:][both[:, 1:] == both[:, :-1]] = -3
-        top = _largest(products, kept)
-        ids[part], values[part] = np.take_along_axis(both, top, 1), np.take_along_axis(products, top, 1)
+def _merge(best: tuple[NDArray[np.int32], Floats], rows: Ints, ids: NDArray[np.int32], values: Floats) -> None:
+    """Put what is better into these rows of best, each candidate once. A second table of candidates would take 1.2 GB for a million."""
+    kept = best[0].shape[1]
+    ids, values = np.concatenate([best[0][rows], ids], axis=1), np.concatenate([best[1][rows], values], axis=1)
+    by = np.argsort(ids, axis=1)
+    ids, values = np.take_along_axis(ids, by, 1), np.take_along_axis(values, by, 1)
+    values[:, 1:][ids[:, 1:] == ids[:, :-1]] = -3
+    top = _largest(values, kept)
+    ids, values = np.take_along_axis(ids, top, 1), np.take_along_axis(values, top, 1)
     ids[values < -2] = -1
-    return ids, values
+    best[0][rows], best[1][rows] = ids, values

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_assets import settings
-from dq_assets.audit.cells import Cells, candidates
+from dq_assets.audit.cells import Cells, candidates, one_thread_each
 
 SPARE = 8
 """Candidates beyond k, so that a cut through rows that are nearly as far is rare."""
@@ -37,6 +37,8 @@ RERANK_FLOATS = 400_000
 
 PRODUCTS = 32_000_000
 """Inner products held at a time: 128 MB."""
+
+_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,13 @@ def _distinct(vectors: NDArray[np.float32]) -> tuple[UnitRows, list[NDArray[np.i
 def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     if vectors.ndim != 2:
         raise ValueError(f"vectors must be (n, d), not {vectors.shape}.")
-    lengths: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+
+    def measure(start: int) -> NDArray[np.float64]:
+        part = vectors[start : start + _ROWS]
+        squares: NDArray[np.float64] = np.einsum("ij,ij->i", part, part, dtype=np.float64)
+        return squares
+
+    lengths: NDArray[np.float64] = np.sqrt(np.concatenate([np.empty(0), *one_thread_each(measure, range(0, len(vectors), _ROWS))]))
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
         shown = ", ".join(map(str, bad[:10])) + (" ..." if len(bad) > 10 else "")
@@ -198,8 +206,9 @@ def _distinct_rows(points: UnitRows) -> tuple[NDArray[np.int64], NDArray[np.int6
     seen: dict[bytes, int] = {}
     group = np.empty(len(points), np.int64)
     first: list[int] = []
-    for start in range(0, len(points), 4096):
-        for i, row in enumerate(points(np.arange(start, min(start + 4096, len(points)))), start):
+
+    for start in range(0, len(points), _ROWS):
+        for i, row in enumerate(points(np.arange(start, min(start + _ROWS, len(points)))), start):
             group[i] = number = seen.setdefault(hashlib.blake2b(row.data, digest_size=16).digest(), len(seen))
             if number == len(first):
                 first.append(i)
