@@ -121,13 +121,13 @@ def _peer() -> tuple[Any, Any]:
     import timm
     from PIL import Image
 
-    from dq_assets.audit.networks import load_lite0
+    from dq_assets.audit.networks import load_packaged
     from dq_assets.audit.pixels import LITE0
 
     how = timm.data.create_transform(
         (3, *LITE0.input_size), interpolation="bicubic", mean=LITE0.mean, std=LITE0.std, crop_pct=LITE0.crop_pct
     )
-    return load_lite0(), lambda path: how(Image.open(path).convert("RGB"))
+    return load_packaged(), lambda path: how(Image.open(path).convert("RGB"))
 
 
 def _forward(network: Any, batches: Iterable[Any], out: str) -> dict[str, Any]:

@@ -176,6 +176,7 @@ def _name_of(path: str) -> str:
 def audit_and_print(dataset: Dataset, home: Home) -> int:
     """Register, audit, print the summary; returns the exit code."""
     from dq_assets.audit.encoder import encoder_id
+    from dq_assets.audit.encoder_choice import AUTO, candidates
     from dq_assets.audit.engine import require_backend
     from dq_assets.audit.pred_probs import check_file
     from dq_assets.definitions import run_audit
@@ -188,7 +189,10 @@ def audit_and_print(dataset: Dataset, home: Home) -> int:
     list_source(dataset)  # a wrong PATH is told before anything is registered
     if dataset.pred_probs is not None:
         check_file(Path(dataset.pred_probs))
-    encoder_id(dataset.settings.encoder)
+    if dataset.settings.encoder.model == AUTO:
+        candidates(dataset.settings.encoder.candidates)
+    else:
+        encoder_id(dataset.settings.encoder)
     require_backend(dataset.settings.encoder)
     home.register(dataset)
     started = time.monotonic()

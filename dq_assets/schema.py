@@ -68,7 +68,15 @@ class Table:
     @property
     def is_asset(self) -> bool:
         """Whether a Dagster asset materializes this table (the others are the lake's own book-keeping)."""
-        return self.name not in ("image_ids", "compared_pairs", "neighbor_cells", "table_versions", "audits", "gate_results")
+        return self.name not in (
+            "image_ids",
+            "compared_pairs",
+            "neighbor_cells",
+            "encoder_choice",
+            "table_versions",
+            "audits",
+            "gate_results",
+        )
 
 
 def _score(issue: str, doc: str, *, nullable: bool = False) -> Column:
@@ -136,6 +144,40 @@ TABLES: dict[str, Table] = {
                 Column("n_images", "BIGINT", "Images that the rotation was fitted on, or the centres drawn from.", low=1),
                 Column("reason", "VARCHAR", "Why it was fitted or added."),
                 Column("numbers", "FLOAT[]", "That row of the matrix; a number for each dimension that is searched."),
+            ),
+            storage="blocks",
+        ),
+        Table(
+            "encoder_choice",
+            "What encoder.model=auto compared and chose; a choice is never changed, so that new images do not change the encoder.",
+            ("question", "model"),
+            (
+                Column("question", "VARCHAR", "encoder.choice and encoder.candidates: another question is answered anew."),
+                Column("model", "VARCHAR", "timm's name."),
+                Column("is_chosen", "BOOLEAN", "Whether it is the answer."),
+                Column("why", "VARCHAR", "Why it was chosen, or not, or not compared."),
+                Column(
+                    "n_images",
+                    "BIGINT",
+                    "Images of the sample; null in this column and those that follow if nothing was compared.",
+                    True,
+                    low=1,
+                ),
+                Column("n_classes", "BIGINT", "Classes of the sample.", True, low=2),
+                Column("log_loss", "DOUBLE", "Mean -log p of the given label, out of fold; lower is better.", True, low=0),
+                Column("behind", "DOUBLE", "log_loss above the lowest.", True, low=0),
+                Column("behind_error", "DOUBLE", "Standard error of `behind`.", True, low=0),
+                _share("accuracy", "Share of the sample whose most probable class is the given one.", nullable=True),
+                _share("balanced_accuracy", "Mean of that share over the classes.", nullable=True),
+                Column(
+                    "ms_per_image",
+                    "DOUBLE",
+                    "Milliseconds of the network on the machine that chose, on a CPU of all cores together; without decoding.",
+                    True,
+                    low=0,
+                ),
+                Column("dimensions", "INTEGER", "Numbers in a vector.", True, low=1),
+                Column("chosen_at", "TIMESTAMPTZ", "When."),
             ),
             storage="blocks",
         ),

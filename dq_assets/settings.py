@@ -85,7 +85,14 @@ class Quality:
 class Encoder:
     """The network that turns an image into a vector."""
 
-    model: str = setting("tf_efficientnet_lite0", "Name of a timm model; the default's weights come with the installation.")
+    model: str = setting(
+        "tf_efficientnet_lite0",
+        "Name of a timm model, or auto: the one of the candidates that suits the images. The default's weights come with the installation.",
+    )
+    candidates: str = setting(
+        "", "For auto: names of timm models, separated by commas; empty for all whose weights are on this machine. None is fetched."
+    )
+    choice: int = setting(1, "What auto chose is kept. Raise this number to let it choose anew.", low=1)
     backend: str = setting(
         "auto",
         "What runs the network: auto takes a GPU, else OpenVINO if it is installed, else PyTorch; openvino needs the extra [openvino].",

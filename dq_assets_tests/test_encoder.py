@@ -72,7 +72,7 @@ def photo(name: str) -> Image.Image:
 def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower(
     encoder: Encoder, name: str, label: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = networks.load_lite0(num_classes=1000).classifier
+    head = networks.load_packaged(num_classes=1000).classifier
 
     def classes() -> torch.Tensor:
         with torch.inference_mode():
@@ -92,14 +92,14 @@ def test_the_photo_is_what_the_network_says_and_wrong_normalisation_scores_lower
 def test_folding_batch_norm_into_convolutions_changes_no_vector() -> None:
     pixels = torch.rand(2, 3, 224, 224) * 2 - 1
     with torch.inference_mode():
-        plain = networks.load_lite0()(pixels)
-        folded = networks.fold_batch_norm(networks.load_lite0())
+        plain = networks.load_packaged()(pixels)
+        folded = networks.fold_batch_norm(networks.load_packaged())
         assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
         assert float((folded(pixels) - plain).norm() / plain.norm()) < 1e-4
 
 
 def test_the_preprocessing_is_timms_own() -> None:
-    network = networks.load_lite0(num_classes=1000)
+    network = networks.load_packaged(num_classes=1000)
     assert networks.preprocessing_of(network) == pixels.LITE0
     assert pixels.LITE0.mean == pixels.LITE0.std == (0.5, 0.5, 0.5)
 
@@ -271,20 +271,21 @@ def test_the_identity_changes_with_model_and_preprocessing_and_not_with_the_batc
     assert identity.startswith("tf_efficientnet_lite0@")
     assert encoder_id(settings.Encoder(batch_size=7)) == identity
     assert encoder_id(settings.Encoder(model="resnet18")).startswith("resnet18@timm-")
-    monkeypatch.setattr(encoding, "LITE0", pixels.Preprocessing((224, 224), 1.0, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3))
+    squashed = pixels.Preprocessing((224, 224), 1.0, "squash", "bicubic", (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setitem(pixels.LITE, networks.DEFAULT_MODEL, squashed)
     assert encoder_id(settings.Encoder()) != identity
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = torch.load(networks.lite0_weights(), weights_only=True)
+    stored = torch.load(networks.packaged_weights(networks.DEFAULT_MODEL), weights_only=True)
     name, tensor = next(iter(stored.items()))
-    monkeypatch.setattr(networks, "lite0_weights", lambda: str(tmp_path / "weights.pth"))
+    monkeypatch.setattr(networks, "packaged_weights", lambda model: str(tmp_path / "weights.pth"))
     torch.save({**stored, name: tensor[:5]}, tmp_path / "weights.pth")
     with pytest.raises(RuntimeError, match=r"do not fit conv_stem\.weight"):
-        networks.load_lite0()
+        networks.load_packaged()
     torch.save(dict(list(stored.items())[:-1]), tmp_path / "weights.pth")
     with pytest.raises(RuntimeError, match="has 295 tensors"):
-        networks.load_lite0()
+        networks.load_packaged()
 
 
 def test_an_unknown_model_is_answered_with_close_names() -> None:

@@ -119,6 +119,7 @@ def test_the_lakes_own_books_are_no_assets() -> None:
         "image_ids",
         "compared_pairs",
         "neighbor_cells",
+        "encoder_choice",
         "table_versions",
         "audits",
         "gate_results",

@@ -26,8 +26,8 @@ from PIL import Image
 from dq_assets import settings
 from dq_assets.audit.backends import Backend, OpenVINOBackend, Say, TorchBackend
 from dq_assets.audit.engine import engine_of, precision_of
-from dq_assets.audit.networks import DEFAULT_MODEL, fold_batch_norm, lite0_weights, load_lite0, load_timm, preprocessing_of
-from dq_assets.audit.pixels import LITE0, Preprocessing, decode, preprocess
+from dq_assets.audit.networks import fold_batch_norm, load_local, load_packaged, load_timm, packaged_weights, preprocessing_of
+from dq_assets.audit.pixels import LITE, Preprocessing, decode, preprocess
 from dq_assets.audit.process import wait_without_spinning
 from dq_assets.settings import UserError
 from dq_assets.sources.folder import read_file
@@ -57,14 +57,14 @@ class EmbeddedBatch:
 def encoder_id(options: settings.Encoder) -> str:
     """The identity of everything that changes a vector, such as "tf_efficientnet_lite0@1a2b3c4d".
 
-    For the default the hash is over the weights file, the preprocessing and the precision; neither torch nor timm is imported. Backend,
-    batch size and threads are left out: they do not change vectors beyond `engine.TOLERANCE`.
+    Where the weights are a package, the hash is over their file, the preprocessing and the precision; neither torch nor timm is imported.
+    Backend, batch size and threads are left out: they do not change vectors beyond `engine.TOLERANCE`.
     For others the version of timm stands for preprocessing and weights: a hub that replaces the weights under one name is not noticed.
     """
-    precision = precision_of(options.precision)
-    if options.model != DEFAULT_MODEL:
+    precision, weights = precision_of(options.precision), packaged_weights(options.model)
+    if weights is None:
         return f"{options.model}@timm-{importlib.metadata.version('timm')}-{precision}-{RECIPE}"
-    parts = {"weights": _sha256(lite0_weights()), "preprocessing": asdict(LITE0), "precision": precision, "recipe": RECIPE}
+    parts = {"weights": _sha256(weights), "preprocessing": asdict(LITE[options.model]), "precision": precision, "recipe": RECIPE}
     return f"{options.model}@{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
@@ -77,19 +77,22 @@ def _sha256(path: str) -> str:
 class Encoder:
     """A pretrained network without its classifier. Loads in __init__ and maps batches in __call__, as Ray Data wants it.
 
-    options: model, backend and precision; the rest of them is not used. cache: a folder for what takes seconds to prepare.
+    options: model, backend and precision; the rest of them is not used. fetch: whether weights that are not on this machine may be fetched.
+    cache: a folder for what takes seconds to prepare.
     say: told once each time a batch does not fit into memory; the log's warnings if None.
     Attributes: `engine` (what runs it, and why), `dim` (length of a vector), `input_size` (height, width), `preprocessing`,
     `batch` (images that one call works on at once).
     Raises UserError for a model that timm does not know, has no weights for or cannot load, and for a backend that is not there.
     """
 
-    def __init__(self, options: settings.Encoder | None = None, *, cache: Path | None = None, say: Say | None = None) -> None:
+    def __init__(
+        self, options: settings.Encoder | None = None, *, cache: Path | None = None, say: Say | None = None, fetch: bool = True
+    ) -> None:
         wait_without_spinning()  # before torch loads its OpenMP, which reads the variable once
         options = options or settings.Encoder()
         self.model = options.model
         self.engine = engine_of(options)
-        self.preprocessing, load = _network(options.model)
+        self.preprocessing, load = _network(options.model, fetch=fetch)
         self.input_size = self.preprocessing.input_size
         self._backend: Backend
         if self.engine.backend == "openvino":
@@ -122,11 +125,11 @@ class Encoder:
         return self._backend(batch) if len(batch) else np.empty((0, self.dim), np.float32)
 
 
-def _network(model: str) -> tuple[Preprocessing, Callable[[], torch.nn.Module]]:
-    """What a model wants to see, and what loads it. The default is not loaded before it is needed."""
-    if model == DEFAULT_MODEL:
-        return LITE0, lambda: fold_batch_norm(load_lite0())
-    network = load_timm(model)
+def _network(model: str, *, fetch: bool) -> tuple[Preprocessing, Callable[[], torch.nn.Module]]:
+    """What a model wants to see, and what loads it. A packaged one is not loaded before it is needed."""
+    if packaged_weights(model) is not None:
+        return LITE[model], lambda: fold_batch_norm(load_packaged(model))
+    network = load_timm(model) if fetch else load_local(model)
     return preprocessing_of(network), lambda: network
 
 

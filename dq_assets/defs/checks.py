@@ -11,7 +11,6 @@ from typing import Any
 
 import dagster as dg
 
-from dq_assets.audit.encoder import encoder_id
 from dq_assets.audit.gates import ADVISORY, GATES, Gate, evaluate_gates
 from dq_assets.defs.automation import job_name
 from dq_assets.defs.session import Session, session_key
@@ -39,7 +38,8 @@ def _integrity(dataset: Dataset, name: str) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(specs=specs, name=f"{dataset.slug}__{name}__integrity", required_resource_keys={session_key(dataset)})
     def integrity(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         session: Session = getattr(context.resources, session_key(dataset))
-        for verdict in check_integrity(session.lake, dataset.name, name, encoder=encoder_id(dataset.settings.encoder)):
+        identity = session.encoder_id() if name == "embeddings" else ""
+        for verdict in check_integrity(session.lake, dataset.name, name, encoder=identity):
             yield dg.AssetCheckResult(
                 asset_key=key,
                 check_name=verdict.check,

@@ -7,6 +7,7 @@ interleave, and one connection to the lake.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,9 +18,11 @@ import polars as pl
 
 from dq_assets.audit import pred_probs
 from dq_assets.audit.encoder import encoder_id
+from dq_assets.audit.encoder_choice import AUTO
 from dq_assets.report.progress import LogReporter, Reporter
 from dq_assets.schema import TABLES
-from dq_assets.settings import Dataset, Home, Settings
+from dq_assets.settings import Dataset, Encoder, Home, Settings, UserError
+from dq_assets.store import fitted
 from dq_assets.store.audits import fingerprint
 from dq_assets.store.lake import Lake, audit_lock
 from dq_assets.store.tables import Version, publish, publish_matrix, read_table, versions
@@ -52,13 +55,39 @@ class Session:
         """The manifest's rows that could be read, in image_id order."""
         return self.table("raw_manifest").filter(pl.col("status") == "ok").select("image_id", *columns)
 
+    @property
+    def encoder_question(self) -> str:
+        """What a choice of the encoder answers; the same question is answered once."""
+        options = self.settings.encoder
+        return f"{options.choice}: {','.join(name.strip() for name in options.candidates.split(',')) or 'all'}"
+
+    def encoder_choice(self) -> pl.DataFrame:
+        """The rows of encoder_choice that hold; empty if none was made, or none is asked for."""
+        if self.settings.encoder.model != AUTO:
+            return pl.DataFrame()
+        return fitted.encoder_choice(self.lake, self.dataset.name, self.encoder_question)
+
+    def encoder(self) -> Encoder | None:
+        """The encoder's settings, with the model that was chosen in place of auto; None if none is chosen yet."""
+        if self.settings.encoder.model != AUTO:
+            return self.settings.encoder
+        choice = self.encoder_choice()
+        return None if choice.is_empty() else dataclasses.replace(self.settings.encoder, model=choice["model"][0])
+
+    def encoder_id(self) -> str:
+        """Identity of the vectors in use. Raises UserError if no encoder is chosen yet."""
+        options = self.encoder()
+        if options is None:
+            raise UserError(f"No encoder is chosen for {self.dataset.name} yet. Materialize embeddings first.")
+        return encoder_id(options)
+
     def extras(self) -> dict[str, str]:
         """Identity of what is outside tables and settings, by table: see `store.audits.fingerprint`."""
         # One decode makes raw_manifest and the raw scores of image_properties: a new formula has to read every file again.
         return {
             **self._pred_probs,
             "raw_manifest": f"properties {TABLES['image_properties'].algorithm}",
-            "embeddings": encoder_id(self.settings.encoder),
+            "embeddings": "no encoder is chosen yet" if self.encoder() is None else self.encoder_id(),
         }
 
     @functools.cached_property

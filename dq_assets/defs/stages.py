@@ -22,7 +22,6 @@ from dq_assets.audit import (
     confident,
     curation,
     duplicates,
-    encoder,
     evidence,
     folds,
     kinds,
@@ -37,14 +36,14 @@ from dq_assets.audit import (
 )
 from dq_assets.audit.decoding import decode_rgb
 from dq_assets.audit.rows import Streamed, to_file
+from dq_assets.defs import embedding
 from dq_assets.defs.session import Session
 from dq_assets.report.progress import as_total
 from dq_assets.settings import Duplicates, UserError
-from dq_assets.sources.addresses import shown_uri
 from dq_assets.sources.listing import list_source
 from dq_assets.sources.reading import Reader
 from dq_assets.store import audits, fitted
-from dq_assets.store.contents import borrow_vectors, compared_pairs, embedded_content, read_vectors
+from dq_assets.store.contents import compared_pairs, read_vectors
 from dq_assets.store.scratch import ScanScratch
 from dq_assets.store.tables import Version, append, matrix_blocks, read_matrix, record_version, upsert
 
@@ -102,69 +101,25 @@ def _register(session: Session, paths: pl.Series) -> pl.DataFrame:
 
 
 def embeddings(session: Session) -> Version:
-    """Embed every content that has no vector yet; one commit per block, so a killed run goes on where it stopped."""
-    name, settings = session.dataset.name, session.settings
-    identity = encoder.encoder_id(settings.encoder)
+    """Embed every content that has no vector yet; with encoder.model=auto choose the encoder first."""
+    options = session.encoder() or embedding.choose_encoder(session)
+    choice = session.encoder_choice()
+    name, identity = session.dataset.name, session.encoder_id()
     contents = session.fine("uri", "content_sha256", "bytes").unique("content_sha256", keep="first", maintain_order=True)
-    wanted = set(contents["content_sha256"]) - embedded_content(session.lake, name, identity)
-    n_borrowed = borrow_vectors(session.lake, name, identity, wanted)
-    have = embedded_content(session.lake, name, identity)
-    todo = contents.filter(~pl.col("content_sha256").is_in(list(have)))
-    failures: list[str] = []
-    metrics = {"contents": len(contents), "embedded now": len(todo), "borrowed from other datasets": n_borrowed, "encoder": identity}
-    if len(todo):
-        network = encoder.Encoder(settings.encoder, cache=session.home.cache, say=session.report.say)
-        metrics["engine"] = str(network.engine)
-        session.report.say(f"Embedding with {network.engine}.")
-        with session.report.bar("Embedding", len(todo)) as advance:
-            for rows, failed in _embedded_blocks(session, network, todo, advance):
-                append(session.lake, name, "embeddings", rows.with_columns(encoder=pl.lit(identity)))
-                failures += failed
-    if failures:
-        raise UserError(f"{len(failures)} files changed or vanished while they were audited, such as {failures[0]}. Run the audit again.")
+    metrics: dict[str, Any] = {"contents": len(contents), "encoder": identity}
+    if not choice.is_empty():
+        metrics["encoder chosen because"] = choice["why"][0]
+    metrics |= embedding.embed(session, options, contents)
     digest = hashlib.sha256("\n".join([identity, *sorted(contents["content_sha256"])]).encode()).hexdigest()
     version = Version(session.fingerprint("embeddings"), digest, len(contents), metrics)
     record_version(session.lake, name, "embeddings", version)
     return version
 
 
-def _embedded_blocks(
-    session: Session, network: encoder.Encoder, todo: pl.DataFrame, advance: Callable[[int], None]
-) -> Iterator[tuple[pl.DataFrame, list[str]]]:
-    """(content_sha256 and vector, failures) of about encoder.block_size images at a time."""
-    options, images = session.settings.encoder, session.settings.images
-    uris, shas = todo["uri"].to_list(), todo["content_sha256"]
-    parts: list[pl.DataFrame] = []
-    failed: list[str] = []
-    with Reader.of(session.dataset).ahead(uris, todo["bytes"].to_list()) as read:
-        batches = encoder.embed_files(
-            uris,
-            network,
-            batch_size=options.batch_size,
-            threads=images.threads,
-            max_pixels=images.max_pixels,
-            memory_mb=images.memory_mb,
-            content_sha256=shas.to_list(),
-            read=read,
-        )
-        for batch in batches:
-            vectors = pl.Series("vector", batch.vectors, dtype=pl.Array(pl.Float32, batch.vectors.shape[1])).cast(pl.List(pl.Float32))
-            parts.append(pl.DataFrame({"content_sha256": shas.gather(batch.positions), "vector": vectors}))
-            failed += [f"{shown_uri(uris[position])} ({reason})" for position, reason in batch.failures.items()]
-            advance(len(batch.positions) + len(batch.failures))
-            if sum(map(len, parts)) >= options.block_size:
-                yield pl.concat(parts), failed
-                parts, failed = [], []
-    if parts or failed:
-        yield pl.concat(parts) if parts else pl.DataFrame(schema={"content_sha256": pl.String, "vector": pl.List(pl.Float32)}), failed
-
-
 def _vectors(session: Session) -> tuple[np.ndarray, np.ndarray]:
     """(image_id (n,), vectors (n, d)) of the readable images, in image_id order."""
     fine = session.fine("content_sha256")
-    vectors = read_vectors(
-        session.lake, session.dataset.name, encoder.encoder_id(session.settings.encoder), fine["content_sha256"].to_list()
-    )
+    vectors = read_vectors(session.lake, session.dataset.name, session.encoder_id(), fine["content_sha256"].to_list())
     return fine["image_id"].to_numpy(), vectors
 
 
@@ -185,7 +140,7 @@ def _arrow(values: np.ndarray) -> pa.Array:
 def nearest(session: Session) -> Version:
     """Publish neighbors, by the cells of earlier audits while they fit."""
     image_id, vectors = _vectors(session)
-    identity = encoder.encoder_id(session.settings.encoder)
+    identity = session.encoder_id()
     stored = fitted.stored_cells(session.lake, session.dataset.name, identity)
     kept = None if stored is None or cells.outgrown(stored.n_images, len(image_id)) else stored
     with session.report.bar("Searching neighbours", len(image_id)) as advance:
@@ -399,7 +354,7 @@ def _probs(session: Session, shape: tuple[int, int]) -> Streamed:
 
 def _take(session: Session) -> Callable[[np.ndarray], np.ndarray]:
     """What reads the vectors (m, d) of some positions among the readable images."""
-    contents, identity = session.fine("content_sha256")["content_sha256"], encoder.encoder_id(session.settings.encoder)
+    contents, identity = session.fine("content_sha256")["content_sha256"], session.encoder_id()
     return lambda chosen: read_vectors(session.lake, session.dataset.name, identity, contents.gather(chosen).to_list())
 
 

@@ -16,7 +16,7 @@ from dq_assets.audit.calibration import Reliability, reliability
 from dq_assets.audit.ontology import corrections, noise_estimate
 from dq_assets.audit.outliers import score_cut
 from dq_assets.report import charts, galleries, tallies
-from dq_assets.report.markdown import picture, table
+from dq_assets.report.markdown import escaped, picture, table
 from dq_assets.report.thumbnails import Read, thumbnail
 from dq_assets.settings import Settings
 
@@ -42,6 +42,10 @@ class Source(Protocol):
 
     def table(self, name: str, *columns: str) -> pl.DataFrame:
         """A table as it stands, in key order."""
+        ...
+
+    def encoder_choice(self) -> pl.DataFrame:
+        """The rows of encoder_choice that hold, the chosen one first; empty if none was made."""
         ...
 
 
@@ -70,6 +74,11 @@ def _raw_manifest(drawing: Drawing) -> dict[str, str | None]:
 def _image_properties(drawing: Drawing) -> dict[str, str | None]:
     properties = drawing.source.table("image_properties")
     return {"quality examples": galleries.quality_gallery(properties, drawing.manifest(), drawing.thumb)}
+
+
+def _embeddings(drawing: Drawing) -> dict[str, str | None]:
+    rows = drawing.source.encoder_choice()
+    return {} if rows.is_empty() else {"encoders compared": encoder_table(rows)}
 
 
 def _oof_probs(drawing: Drawing) -> dict[str, str | None]:
@@ -141,6 +150,7 @@ def _curated_dataset(drawing: Drawing) -> dict[str, str | None]:
 _DRAWN: dict[str, Callable[[Drawing], dict[str, str | None]]] = {
     "raw_manifest": _raw_manifest,
     "image_properties": _image_properties,
+    "embeddings": _embeddings,
     "oof_probs": _oof_probs,
     "label_issues": _label_issues,
     "outliers": _outliers,
@@ -160,6 +170,21 @@ def pictures(name: str, drawing: Drawing) -> dict[str, str]:
 
 def _chart(image: bytes, alt: str) -> str:
     return picture(image, "png", alt)
+
+
+def encoder_table(rows: pl.DataFrame) -> str:
+    """The rows of encoder_choice as Markdown, in their order."""
+    head = ["encoder", "log-loss", "balanced accuracy", "ms an image", "numbers", "why"]
+    numbers = {"log_loss": ".3f", "balanced_accuracy": ".3f", "ms_per_image": ".1f", "dimensions": "d"}
+    cells = (
+        [
+            f"**{escaped(row['model'])}**" if row["is_chosen"] else escaped(row["model"]),
+            *("" if row[name] is None else format(row[name], how) for name, how in numbers.items()),
+            escaped(row["why"]),
+        ]
+        for row in rows.iter_rows(named=True)
+    )
+    return table([head, *cells])
 
 
 def _bins(curve: Reliability) -> str:

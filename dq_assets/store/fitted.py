@@ -7,6 +7,7 @@ in `dq_assets.audit`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dq_assets.audit.cells import VERSION, Cells
 from dq_assets.store.lake import Lake, address
-from dq_assets.store.tables import append
+from dq_assets.store.tables import append, read_table
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,14 @@ def keep_cells(
 def _last_version(lake: Lake, dataset: str) -> int:
     row = lake.con.execute(f"SELECT max(version) FROM {address(dataset, 'neighbor_cells')}").fetchone()
     return int(row[0]) if row and row[0] is not None else 0
+
+
+def encoder_choice(lake: Lake, dataset: str, question: str) -> pl.DataFrame:
+    """The rows of encoder_choice that answer a question, in the order of `audit.encoder_choice.choose`; empty if none does yet."""
+    rows = read_table(lake, dataset, "encoder_choice").filter(pl.col("question") == question)
+    return rows.sort(~pl.col("is_chosen"), pl.col("log_loss"), pl.col("model"), nulls_last=True)
+
+
+def keep_choice(lake: Lake, dataset: str, question: str, rows: pl.DataFrame) -> None:
+    """Store the answer to a question, in one commit."""
+    append(lake, dataset, "encoder_choice", rows.with_columns(question=pl.lit(question), chosen_at=pl.lit(datetime.now(UTC))))
