@@ -37,8 +37,8 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
     from benchmarks.images import files
     from dq_assets import settings
     from dq_assets.audit import encoder as encoding
-    from dq_assets.defs import stages
     from dq_assets.defs.session import Session
+    from dq_assets.defs.stages import content as stage
     from dq_assets.report.progress import LogReporter
     from dq_assets.sources.folder import read_file
     from dq_assets.store.contents import read_vectors
@@ -46,7 +46,7 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
 
     paths = files(folder, n)
     encoder = encoding.Encoder(settings.Encoder(backend=backend, precision=precision), cache=Path(home))
-    stages.encoder.Encoder = lambda *_, **__: encoder  # loaded already
+    encoding.Encoder = lambda *_, **__: encoder  # loaded already
     with TemporaryDirectory(dir=home) as root:
         where = settings.Home(Path(root))
         source = Path(root) / "images.csv"
@@ -55,7 +55,7 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
         with Lake.open(where, options.store) as lake:
             lake.ensure_dataset("bench")
             session = Session(settings.Dataset("bench", str(source), settings=options), where, lake, LogReporter(lambda _: None))
-            stages.raw_manifest(session)
+            stage.raw_manifest(session)
             content = dict(zip(session.table("raw_manifest")["path"], session.table("raw_manifest")["content_sha256"], strict=True))
             contents = [content[path] for path in paths]
 
@@ -69,7 +69,7 @@ def asset(folder: str, n: int, out: str, home: str, backend: str, precision: str
                 for start in range(0, n, BATCH):
                     encoder(pixels[start : start + BATCH])
             with Clock() as clock:
-                stages.embeddings(session)
+                stage.embeddings(session)
             vectors = read_vectors(lake, "bench", encoding.encoder_id(options.encoder), contents)
     parts = {"decoding": decoding.seconds, "forward": forward.seconds}
     return {**_answer(vectors, out, clock), **{f"{part} {key}": value for part, taken in parts.items() for key, value in taken.items()}}

@@ -146,7 +146,7 @@ def _store_verdicts(session: Any, copies: Any, originals: Any) -> tuple[int, flo
     import polars as pl
 
     from dq_assets.audit import duplicates
-    from dq_assets.defs.stages import NOMINATED, witness_id
+    from dq_assets.defs.stages.copies import NOMINATED, witness_id
     from dq_assets.store.tables import append, read_matrix
 
     _, near = read_matrix(session.lake, NAME, "neighbors", "neighbor_ids")

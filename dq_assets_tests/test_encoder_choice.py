@@ -25,8 +25,8 @@ from dq_assets.audit import encoder_choice, networks
 from dq_assets.audit.encoder import Encoder, encoder_id
 from dq_assets.audit.encoder_choice import Trial, candidates, choose, sample
 from dq_assets.definitions import instance_of, run_audit
-from dq_assets.defs import stages
 from dq_assets.defs.session import Session
+from dq_assets.defs.stages import content
 from dq_assets.report.markdown import escaped
 from dq_assets.report.progress import LogReporter
 from dq_assets.settings import Dataset, Home, Settings, UserError
@@ -259,8 +259,8 @@ def test_the_choice_is_kept_until_it_is_asked_for_anew(audited: tuple[Home, Path
 
     def embedded(one: Dataset, lake: Lake) -> str:
         session = Session(one, home, lake, LogReporter(said.append))
-        stages.raw_manifest(session)
-        return str(stages.embeddings(session).metrics["encoder"])
+        content.raw_manifest(session)
+        return str(content.embeddings(session).metrics["encoder"])
 
     draw("ball", np.random.default_rng(11)).save(source / "ball/added.png")
     # From here on the other network is the better one.
@@ -295,8 +295,8 @@ def test_without_labels_the_default_is_chosen_and_that_is_said(hub: Path, tmp_pa
     with Lake.open(home) as lake:
         lake.ensure_dataset("shapes")
         session = Session(auto(tmp_path / "flat"), home, lake, LogReporter(said.append))
-        stages.raw_manifest(session)
-        metrics = stages.embeddings(session).metrics
+        content.raw_manifest(session)
+        metrics = content.embeddings(session).metrics
     assert metrics["encoder"] == encoder_id(settings.Encoder())
     assert metrics["encoder chosen because"].startswith("there are no two classes of 5 labelled images")
     assert any(line.startswith(f"{DEFAULT} is chosen as the encoder: there are no two classes") for line in said)

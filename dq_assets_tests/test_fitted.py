@@ -12,8 +12,8 @@ import pytest
 
 from dq_assets.audit import encoder
 from dq_assets.audit.cells import Cells
-from dq_assets.defs import stages
 from dq_assets.defs.session import Session
+from dq_assets.defs.stages import nearest
 from dq_assets.report.progress import LogReporter
 from dq_assets.schema import TABLES
 from dq_assets.settings import Dataset, Home, Settings
@@ -62,7 +62,7 @@ def search(session: Session, n: int) -> Version:
     rows = pl.DataFrame({"content_sha256": contents, "encoder": IDENTITY, "vector": [row.tolist() for row in VECTORS[:n]]})
     append(session.lake, NAME, "embeddings", rows)
     record_version(session.lake, NAME, "embeddings", Version("f", f"vectors of {n}", n, {}))
-    return stages.nearest(session)
+    return nearest.nearest(session)
 
 
 def digest(session: Session) -> str:
@@ -87,7 +87,7 @@ def test_added_images_leave_the_cells_of_the_others_as_they_are(session: Session
 
 def test_stored_cells_are_the_ones_that_were_used_to_the_bit(session: Session) -> None:
     version = search(session, 300)
-    assert stages.nearest(session).digest == version.digest
+    assert nearest.nearest(session).digest == version.digest
     stored = read_table(session.lake, NAME, "neighbor_cells")
     assert stored["partition"].unique().to_list() == list(range(1 + version.metrics["partitions"]))
 
@@ -108,7 +108,7 @@ def test_a_partition_that_is_added_where_recall_fell_leaves_the_first_ones_as_th
     first = stored_cells(session.lake, NAME, IDENTITY)
     assert first is not None
     more = Cells(first.cells.rotation, (*first.cells.centres, first.cells.centres[0][::2].copy()))
-    assert stages._keep_cells(session, more, 310, IDENTITY, first, first) == 1
+    assert nearest._keep_cells(session, more, 310, IDENTITY, first, first) == 1
     assert last_said(session).endswith("1 added, as with 1 partitions recall was below 0.98 on 310 images.")
     now = stored_cells(session.lake, NAME, IDENTITY)
     assert now is not None

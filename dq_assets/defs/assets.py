@@ -11,29 +11,29 @@ from typing import Any
 
 import dagster as dg
 
-from dq_assets.defs import stages
 from dq_assets.defs.automation import downstream_condition
 from dq_assets.defs.pictures import pictures_of
 from dq_assets.defs.session import Session, session_key
+from dq_assets.defs.stages import content, copies, curated, labels, nearest
 from dq_assets.schema import ASSET_TABLES, TABLES, Table
 from dq_assets.settings import Dataset
 from dq_assets.store import audits
 from dq_assets.store.tables import Version
 
 STAGES: dict[str, Callable[[Session], Version]] = {
-    "embeddings": stages.embeddings,
-    "neighbors": stages.nearest,
-    "duplicate_groups": stages.duplicate_groups,
-    "folds": stages.assigned_folds,
-    "oof_probs": stages.oof_probs,
-    "label_issues": stages.label_issues,
-    "label_evidence": stages.label_evidence,
-    "outliers": stages.outlier_scores,
-    "near_dups": stages.duplicate_verdicts,
-    "class_report": stages.class_report,
-    "ontology_report": stages.ontology_report,
-    "curated_dataset": stages.curated_dataset,
-    "trained_model": stages.trained_model,
+    "embeddings": content.embeddings,
+    "neighbors": nearest.nearest,
+    "duplicate_groups": copies.duplicate_groups,
+    "folds": labels.assigned_folds,
+    "oof_probs": labels.oof_probs,
+    "label_issues": labels.label_issues,
+    "label_evidence": labels.label_evidence,
+    "outliers": nearest.outlier_scores,
+    "near_dups": copies.duplicate_verdicts,
+    "class_report": labels.class_report,
+    "ontology_report": labels.ontology_report,
+    "curated_dataset": curated.curated_dataset,
+    "trained_model": curated.trained_model,
 }
 """What computes each table but the scanned two, which share one decode, label_noise, which comes with label_issues, and training_set,
 which asks the gates."""
@@ -97,7 +97,7 @@ def _scan_asset(dataset: Dataset) -> dg.AssetsDefinition:
     @dg.multi_asset(name=f"{dataset.slug}__scan", specs=specs, required_resource_keys={session_key(dataset)})
     def scan(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         session = _session(context, dataset)
-        for name, version in zip(SCANNED, stages.raw_manifest(session), strict=True):
+        for name, version in zip(SCANNED, content.raw_manifest(session), strict=True):
             yield dg.MaterializeResult(
                 asset_key=asset_key(dataset, name),
                 data_version=dg.DataVersion(version.digest),
@@ -162,9 +162,9 @@ def _training_set(session: Session) -> tuple[Version, bool]:
     """As `_fresh`, but only for an audit whose gates are open: a blocking check holds its own run alone."""
     audit_id = audits.require_green(session.lake, session.dataset.name, session.settings, session.extras())
     current = session.versions().get("training_set")
-    if current is not None and current.fingerprint == session.fingerprint("training_set", stages.training_extra(audit_id)):
+    if current is not None and current.fingerprint == session.fingerprint("training_set", curated.training_extra(audit_id)):
         return current, False
-    return stages.training_set(session, audit_id), True
+    return curated.training_set(session, audit_id), True
 
 
 def selection(dataset: Dataset, names: Sequence[str] = ASSET_TABLES) -> dg.AssetSelection:

@@ -1,6 +1,6 @@
 """Vectors for what has none yet, and the choice of the encoder where `auto` is asked for.
 
-No Dagster and no algorithm here, as in `stages`. What is compared for a choice is embedded as everything else is: the vectors stay, so
+No Dagster and no algorithm here, as in `stages/`. What is compared for a choice is embedded as everything else is: the vectors stay, so
 the chosen network embeds no image twice, and a comparison that was killed goes on where it stopped.
 """
 
