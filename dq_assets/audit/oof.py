@@ -146,7 +146,7 @@ def _check(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer]
 def _fit(
     features: Features, labels: Codes, folds: NDArray[np.integer], sums: Sums, *, dim: int
 ) -> tuple[list[Linear], dict[str, float | list[float]]]:
-    """One calibrated head per fold, and what was chosen. dim: `features.dim` before they were reduced to their row space."""
+    """One calibrated model per fold, and what was chosen. dim: `features.dim` before they were reduced to their row space."""
     sample = _sample(labels, sums.counts.shape[1])
     sample = sample[np.argsort(folds[sample], kind="stable")]
     given, in_fold = labels[sample], folds[sample].astype(np.int64)
@@ -163,20 +163,22 @@ def _fit(
         return lambda value: attempt(value, [kind(one, value) if one.counts.any() else heads.uniform(one) for one in trains])
 
     found = {"lda": _descend(closed(heads.lda), SHRINKAGE), "ridge": _descend(closed(heads.ridge), PENALTY)}
-    if len(sample) >= LEAST_PER_CLASS * len(sums.counts[0]):
-        share = len(sample) / (labels >= 0).sum()
+    if len(sample) >= LEAST_PER_CLASS * sums.counts.shape[1]:
         factor = np.float32(1 / found["lda"].temperature)
         start = [Linear(factor * one.weights, factor * one.bias) for one in found["lda"].heads]
-        path = heads.logistic_path(trains, unit, given, in_fold, start=start, share=float(share))
+        share = float(len(sample) / (labels >= 0).sum())
+        path = heads.logistic_path(trains, unit, given, in_fold, start=start, share=share)
         found["logistic"] = _first_minimum(attempt(*one) for one in path)
-    base = found["lda"].loss
-    excess = [max(one.loss - base, 0.0) if np.isfinite(one.loss) else 0.0 for one in found.values()]
-    weights = np.exp(-np.minimum(np.array(excess) / TOLERANCE, 50.0))  # above 0: 0 times a bias of -inf would be no number
-    weights /= weights.sum()
-    plain = _weighted(weights, [one.logits for one in found.values()])
+    return _combined(found, given[scored])
+
+
+def _combined(found: dict[str, _Attempt], given: Codes) -> tuple[list[Linear], dict[str, float | list[float]]]:
+    """The calibrated geometric mean of the heads, for each fold, and the metrics. given: labels of the rows of their logits."""
+    weights = _weights([one.loss for one in found.values()])
+    logits = [one.logits for one in found.values()]
     cooled = weights / [one.temperature for one in found.values()]
-    mean = _weighted(cooled, [one.logits for one in found.values()])
-    temperature, _ = _temperature(mean, given[scored])
+    mean = _weighted(cooled, logits)
+    temperature, _ = _temperature(mean, given)
     # All heads are linear, so their weighted mean is one matrix.
     models = [
         Linear(*(_weighted(cooled / temperature, parts) for parts in ([one.weights for one in alike], [one.bias for one in alike])))
@@ -193,9 +195,16 @@ def _fit(
             f"{name}_log_loss": one.loss if one else nan,
         }
     return models, metrics | {
-        "ece_before": _ece(_softmax(plain), given[scored]),
-        "ece_after": _ece(_softmax(mean / np.float32(temperature)), given[scored]),
+        "ece_before": _ece(_softmax(_weighted(weights, logits)), given),
+        "ece_after": _ece(_softmax(mean / np.float32(temperature)), given),
     }
+
+
+def _weights(losses: list[float]) -> NDArray[np.float64]:
+    """Of each head, LDA first, by what its log-loss is above that of LDA; the sum is 1. Equal if nothing was scored."""
+    excess = [max(loss - losses[0], 0.0) if np.isfinite(loss) else 0.0 for loss in losses]
+    weights = np.exp(-np.minimum(np.array(excess) / TOLERANCE, 50.0))  # above 0: 0 times a bias of -inf would be no number
+    return np.asarray(weights / weights.sum())
 
 
 def _descend(attempt: Callable[[float], _Attempt], grid: tuple[float, ...]) -> _Attempt:

@@ -7,9 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from dq_assets.audit import (
-    scan,
-)
+from dq_assets.audit import scan
 from dq_assets.defs import embedding
 from dq_assets.defs.session import Session
 from dq_assets.sources.listing import list_source

@@ -8,10 +8,7 @@ import os
 import numpy as np
 import polars as pl
 
-from dq_assets.audit import (
-    duplicates,
-    near_dups,
-)
+from dq_assets.audit import duplicates, near_dups
 from dq_assets.audit.decoding import decode_rgb
 from dq_assets.defs.session import Session
 from dq_assets.defs.stages.inputs import classes, read_neighbors, streamed_probs

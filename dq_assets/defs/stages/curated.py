@@ -7,10 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from dq_assets.audit import (
-    curation,
-    training,
-)
+from dq_assets.audit import curation, training
 from dq_assets.defs.session import Session
 from dq_assets.defs.stages.inputs import classes, image_vectors
 from dq_assets.store import audits

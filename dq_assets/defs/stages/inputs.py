@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dq_assets.audit import (
-    folds,
-)
+from dq_assets.audit import folds
 from dq_assets.audit.rows import Streamed
 from dq_assets.defs.session import Session
 from dq_assets.store.contents import read_vectors

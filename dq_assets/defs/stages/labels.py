@@ -11,16 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from dq_assets.audit import (
-    cleanlab_rules,
-    confident,
-    evidence,
-    folds,
-    kinds,
-    ontology,
-    oof,
-    pred_probs,
-)
+from dq_assets.audit import cleanlab_rules, confident, evidence, folds, kinds, ontology, oof, pred_probs
 from dq_assets.audit.rows import to_file
 from dq_assets.defs.session import Session
 from dq_assets.defs.stages.inputs import (

@@ -6,11 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dq_assets.audit import (
-    cells,
-    neighbors,
-    outliers,
-)
+from dq_assets.audit import cells, neighbors, outliers
 from dq_assets.defs.session import Session
 from dq_assets.defs.stages.inputs import arrow_blocks, classes, group_of, image_vectors, read_neighbors
 from dq_assets.report.progress import as_total
