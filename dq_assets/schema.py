@@ -252,7 +252,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "raw_manifest"),
             settings=("neighbors",),
-            algorithm=3,
+            algorithm=4,
             kinds=frozenset({"torch", "duckdb"}),
         ),
         Table(

@@ -97,12 +97,30 @@ def test_cells_of_an_earlier_search_are_used_and_give_the_same_answer() -> None:
     np.testing.assert_array_equal(grown.cells.rotation if grown.cells else None, first.cells.rotation)
 
 
-def test_the_cell_of_a_vector_depends_on_nothing_but_the_vector() -> None:
+@pytest.mark.parametrize("n_centres", [60, 1500], ids=["few", "by district"])
+def test_the_cell_of_a_vector_depends_on_nothing_but_the_vector(n_centres: int) -> None:
     points = clustered(3000)[:, :64]
-    centres = points[::50]
+    centres = points[:: 3000 // n_centres]
     everyone = cells.nearest_centres(points, centres)
     np.testing.assert_array_equal(cells.nearest_centres(points[1000:1001], centres), everyone[1000:1001])
     np.testing.assert_array_equal(cells.nearest_centres(points[::-1].copy(), centres)[::-1], everyone)
+
+
+def test_nearly_all_vectors_are_in_the_cell_of_the_nearest_of_many_centres() -> None:
+    points = clustered(6000)[:, :64]
+    centres = points[::3]
+    found = cells.nearest_centres(points, centres)
+    nearest = np.square(points[:, None, :8] - centres[None, :, :8]).sum(axis=2)
+    for start in range(8, 64, 8):
+        nearest += np.square(points[:, None, start : start + 8] - centres[None, :, start : start + 8]).sum(axis=2)
+    assert (found[:, 0] == nearest.argmin(axis=1)).mean() > 0.95
+    assert (found[::3, 0] == np.arange(2000)).mean() > 0.99  # a centre is in its own cell
+
+
+def test_many_equal_centres_leave_no_vector_without_a_cell() -> None:
+    points = np.repeat(np.eye(2, 8, dtype=np.float32), 2000, axis=0)
+    found = cells.nearest_centres(points, points[::2])
+    assert ((points[::2][found[:, 0]] == points).all(axis=1)).all()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ Its time grows with n squared; the index misses a measured share of the neighbou
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +29,9 @@ CLOSE = 1e-6
 
 COPY = 1e-13
 """Distances below are 0: rounding the vectors to float32 alone moves two of one direction up to 4e-15 apart."""
+
+SETTLED = 32
+"""Rows whose distances are settled together, cell by cell, since rows of one cell share candidates."""
 
 RERANK_FLOATS = 400_000
 """Floats gathered at a time, by each thread, to settle distances: 1.6 MB, which stay in a core's cache while they are worked on."""
@@ -76,16 +77,20 @@ class UnitRows:
         return (self._vectors[at] / self._lengths[at][..., None]).astype(np.float32)
 
     def nearest(self, rows: NDArray[np.int64], found: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """As `_settle`; products choose k + SPARE of the candidates first, so that few are measured."""
-        count, at, own = min(k + SPARE, found.shape[1]), self._at(found), self(rows)
-        gathered = self._vectors[at]
-        products = np.matmul(gathered, own[:, :, None])[:, :, 0] / self._lengths[at]
+        """As `_settle`, for rows that share candidates: these are gathered once, and products choose which k + SPARE are measured."""
+        import torch
+
+        numbers, place = np.unique(found, return_inverse=True)
+        beside, own = self(numbers), self(rows)
+        place = place.reshape(found.shape)
+        products = np.take_along_axis((torch.from_numpy(own) @ torch.from_numpy(beside).T).numpy(), place, axis=1)
         products[(found < 0) | (found == rows[:, None])] = -np.inf
-        top = np.argpartition(-products, count - 1, axis=1)[:, :count]
-        flat = (top + np.arange(len(rows))[:, None] * found.shape[1]).ravel()
-        near = gathered.reshape(-1, gathered.shape[2])[flat].reshape(*top.shape, -1)
-        distances = cosine_distance(own[:, None], self._scaled(near, np.take_along_axis(at, top, axis=1)))
-        return _ranked(self, rows, np.take_along_axis(found, top, axis=1), distances, k)
+        count = min(k + SPARE, found.shape[1])
+        top = np.argpartition(products, found.shape[1] - count, axis=1)[:, -count:]
+        found, place = np.take_along_axis(found, top, axis=1), np.take_along_axis(place, top, axis=1)
+        step = max(1, RERANK_FLOATS // (count * self.width))
+        distances = [cosine_distance(own[at : at + step, None], beside[place[at : at + step]]) for at in range(0, len(rows), step)]
+        return _ranked(self, rows, found, np.concatenate(distances), k)
 
     def _at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return rows if self._chosen is None else self._chosen[rows]
@@ -155,18 +160,14 @@ def neighbor_graph(
     near = candidates(points, n, k, recall=options.recall, cells=cells, progress=lambda share: progress and progress(int(share * half)))
     found = _Answer(len(vectors), options.k, copies)
 
-    def settle(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    def settle(start: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        rows = near.order[start : start + SETTLED]
         return rows, *points.nearest(rows, near.positions[rows].astype(np.int64), k)
 
-    step = max(1, RERANK_FLOATS // (near.positions.shape[1] * vectors.shape[1]))
-    # Cell by cell: rows that share candidates follow each other, so that most of what is gathered is still in the cache.
-    parts = [near.order[start : start + step] for start in range(0, n, step)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for start in range(0, len(parts), 64):
-            for rows, ids, distances in pool.map(settle, parts[start : start + 64]):
-                found.add(rows, ids, distances)
-            if progress is not None:
-                progress(half + int(found.done / len(vectors) * (len(vectors) - half)))
+    for rows, ids, distances in one_thread_each(settle, range(0, n, SETTLED)):
+        found.add(rows, ids, distances)
+        if progress is not None:
+            progress(half + int(found.done / len(vectors) * (len(vectors) - half)))
     return Graph(found.positions, found.distances, near.recall, near.cells)
 
 
@@ -175,13 +176,24 @@ def unit_rows(vectors: NDArray[np.float32]) -> UnitRows:
     return UnitRows(vectors, _lengths(vectors))
 
 
-def _distinct(vectors: NDArray[np.float32]) -> tuple[UnitRows, list[NDArray[np.int64]]]:
-    """The distinct unit rows, numbered by their first row, and for each the rows that equal it, ascending."""
+@dataclass(frozen=True)
+class Copies:
+    """Rows that are equal, by the number of the distinct row. members: (n,) rows, ascending within a number. ends: (u,) where each ends."""
+
+    members: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def of(self, number: int) -> NDArray[np.int64]:
+        """The rows that are this distinct row, ascending."""
+        return self.members[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+
+def _distinct(vectors: NDArray[np.float32]) -> tuple[UnitRows, Copies]:
+    """The distinct unit rows, numbered by their first row, and the rows that equal each."""
     lengths = _lengths(vectors)
     first, group = _distinct_rows(UnitRows(vectors, lengths))
-    members = np.argsort(group, kind="stable")
-    ends = np.cumsum(np.bincount(group, minlength=len(first)))
-    return UnitRows(vectors, lengths, None if len(first) == len(vectors) else first), np.split(members, ends[:-1])[: len(first)]
+    copies = Copies(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group, minlength=len(first))))
+    return UnitRows(vectors, lengths, None if len(first) == len(vectors) else first), copies
 
 
 def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -207,9 +219,13 @@ def _distinct_rows(points: UnitRows) -> tuple[NDArray[np.int64], NDArray[np.int6
     group = np.empty(len(points), np.int64)
     first: list[int] = []
 
-    for start in range(0, len(points), _ROWS):
-        for i, row in enumerate(points(np.arange(start, min(start + _ROWS, len(points)))), start):
-            group[i] = number = seen.setdefault(hashlib.blake2b(row.data, digest_size=16).digest(), len(seen))
+    def digests(start: int) -> list[bytes]:
+        rows = points(np.arange(start, min(start + _ROWS, len(points))))
+        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+
+    for start, found in zip(range(0, len(points), _ROWS), one_thread_each(digests, range(0, len(points), _ROWS)), strict=True):
+        for i, digest in enumerate(found, start):
+            group[i] = number = seen.setdefault(digest, len(seen))
             if number == len(first):
                 first.append(i)
     return np.array(first, np.int64), group
@@ -270,7 +286,7 @@ def _ranked(
 def cosine_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 - cosine of unit rows, broadcast over all but the last axis. Symmetric to the bit; without the cancellation of 1 - a.b."""
     difference = a - b
-    result: NDArray[np.float32] = np.einsum("...d,...d->...", difference, difference)
+    result: NDArray[np.float32] = np.vecdot(difference, difference)
     result *= np.float32(0.5)
     result[result < COPY] = 0
     return result.clip(0, 2)
@@ -279,12 +295,12 @@ def cosine_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[n
 class _Answer:
     """Neighbours of all rows, filled from those of the distinct rows. done: rows answered so far."""
 
-    def __init__(self, n: int, k: int, copies: list[NDArray[np.int64]]) -> None:
+    def __init__(self, n: int, k: int, copies: Copies) -> None:
         self.width, self.done = max(0, min(k, n - 1)), 0
         self.positions, self.distances = np.empty((n, self.width), np.int64), np.empty((n, self.width), np.float32)
         self._copies = copies
-        self._first = np.array([group[0] for group in copies], np.int64)
-        self._several = np.array([len(group) > 1 for group in copies], bool)
+        counts = np.diff(copies.ends, prepend=0)
+        self._first, self._several = copies.members[copies.ends - counts], counts > 1
 
     def add(self, rows: NDArray[np.int64], near: NDArray[np.int64], far: NDArray[np.float32]) -> None:
         """Answer for all copies of the distinct rows, from their neighbours among distinct rows."""
@@ -296,15 +312,15 @@ class _Answer:
         else:
             alone[:] = False
         for i in np.flatnonzero(~alone):
-            self._expand(rows[i], near[i], far[i])
+            self._expand(int(rows[i]), near[i], far[i])
 
     def _expand(self, row: int, near: NDArray[np.int64], far: NDArray[np.float32]) -> None:
-        groups = [self._copies[row], *(self._copies[other] for other in near)]
+        groups = [self._copies.of(row), *(self._copies.of(other) for other in near.tolist())]
         everyone = np.concatenate(groups)
         gap = np.repeat(np.concatenate(([np.float32(0)], far)), [len(group) for group in groups])
         order = np.lexsort((everyone, gap))[: self.width + 1]  # one more than needed: the row itself is among them or behind them
         everyone, gap = everyone[order], gap[order]
-        for member in self._copies[row]:
+        for member in groups[0]:
             kept = np.flatnonzero(everyone != member)[: self.width]
             self.positions[member], self.distances[member] = everyone[kept], gap[kept]
-        self.done += len(self._copies[row])
+        self.done += len(groups[0])
