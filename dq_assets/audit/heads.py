@@ -95,15 +95,17 @@ class Features:
 def _centre(vectors: Float) -> Float:
     """(d,) mean of up to 50,000 evenly spaced rows, without those that are ten times as long as the median: one must not move it."""
     at = np.linspace(0, len(vectors) - 1, min(len(vectors), _CENTRE_ROWS)).astype(np.int64)
-    lengths = np.empty(at.size)
-    for start in range(0, at.size, BLOCK):
-        own = at[start : start + BLOCK]
-        lengths[start : start + BLOCK] = np.sqrt(_squares(vectors[own], own))
-    total = np.zeros(vectors.shape[1])
-    used = at[lengths <= _FAR * np.median(lengths)] if at.size else at
-    for start in range(0, used.size, BLOCK):
-        total += vectors[used[start : start + BLOCK]].sum(axis=0, dtype=np.float64)
-    centre: Float = (total / max(used.size, 1)).astype(np.float32)
+    parts = [at[start : start + BLOCK] for start in range(0, at.size, BLOCK)]
+    # Rows that follow each other, as those of a small dataset do, are not copied.
+    blocks = [slice(part[0], part[-1] + 1) if part[-1] - part[0] < part.size else part for part in parts]
+    lengths = [np.sqrt(_squares(vectors[block], part)) for block, part in zip(blocks, parts, strict=True)]
+    most = _FAR * np.median(np.concatenate(lengths)) if parts else 0.0
+    total, n = np.zeros(vectors.shape[1]), 0
+    for block, length in zip(blocks, lengths, strict=True):
+        used = length <= most
+        total += (vectors[block] if used.all() else vectors[block][used]).sum(axis=0, dtype=np.float64)
+        n += int(used.sum())
+    centre: Float = (total / max(n, 1)).astype(np.float32)
     return centre
 
 
@@ -141,9 +143,10 @@ class Sums:
             own = np.flatnonzero((folds == fold) & (labels >= 0))
             for start in range(0, own.size, BLOCK):
                 rows = own[start : start + BLOCK]
-                block = torch.from_numpy(features.rows(rows))
-                total.gram[fold] += (block.T @ block).numpy()
-                total.sums[fold] += torch.zeros(n_classes, d).index_add_(0, torch.from_numpy(labels[rows]), block).numpy()
+                block = features.rows(rows)
+                total.gram[fold] += block.T @ block  # NumPy sees that it is symmetric and computes half of it
+                sums = torch.zeros(n_classes, d).index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(block))
+                total.sums[fold] += sums.numpy()
         return total
 
 
