@@ -400,7 +400,7 @@ TABLES: dict[str, Table] = {
             rows="ok_images",
             inputs=("neighbors", "duplicate_groups", "raw_manifest"),
             settings=("outliers",),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

@@ -161,7 +161,7 @@ class Outliers:
     """Outliers."""
 
     false_alarm_rate: float = setting(
-        0.005, "Share of regular images that the flag may name; measured shares were lower.", low=1e-6, high=0.05
+        0.003, "Share of the regular images that the flag names, besides evident outliers.", low=1e-6, high=0.05
     )
 
 

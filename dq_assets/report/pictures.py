@@ -115,7 +115,7 @@ def _outliers(drawing: Drawing) -> dict[str, str | None]:
     outliers, rate = drawing.source.table("outliers"), drawing.source.settings.outliers.false_alarm_rate
     scores = outliers["outlier_score"].drop_nulls()
     found: dict[str, str | None] = {"top outliers": galleries.outlier_gallery(outliers, drawing.manifest(), drawing.thumb)}
-    cut = score_cut(scores, rate)
+    cut = score_cut(outliers)
     if cut is not None:
         chart = charts.histogram(
             tallies.score_bins(scores, cut),
@@ -123,7 +123,7 @@ def _outliers(drawing: Drawing) -> dict[str, str | None]:
             name="outlier_score",
             flagged="below",
             title=f"How far each image is from its neighbours: {int(outliers['is_outlier_issue'].sum()):,} of {len(scores):,} flagged",
-            subtitle=f"0 is farthest. At most {rate:.2%} of the images that belong here are expected below the cut.",
+            subtitle=f"0 is farthest. Of the images that belong here, about {rate:.2%} are expected below the cut.",
         )
         found["outlier scores"] = _chart(chart, "histogram of outlier_score")
     return found
