@@ -18,7 +18,10 @@ from dq_assets.audit.errors import (
     uniform,
 )
 
-NOTHING = Readings(n=10_000, disagreement=600, joint=120, uniform=0, by_class=200, gentle=80, sharpness=1.4, classes=0.0, crowded=0.07)
+NOTHING = Readings(
+    n=10_000, disagreement=600, joint=120, uniform=0, by_class=200, gentle=80, plain=0.0, sharpness=1.4, classes=0.0, crowded=0.07
+)
+WEAK = replace(NOTHING, disagreement=3000, joint=2000, by_class=1000, uniform=400, gentle=800, crowded=0.13)
 
 
 def log_linear(rate: float, *, distance: float, n: int = 6000, n_classes: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,12 +45,23 @@ def log_linear(rate: float, *, distance: float, n: int = 6000, n_classes: int = 
 @pytest.mark.parametrize("distance", [2.0, 4.0], ids=["weak", "strong"])
 def test_uniform_errors_are_counted_whatever_the_model_is_worth(rate: float, distance: float) -> None:
     wrong, top = log_linear(rate, distance=distance)
-    assert uniform(top, 5) == pytest.approx(wrong.sum(), rel=0.35, abs=20)
+    assert uniform(top, 5).wrong == pytest.approx(wrong.sum(), rel=0.35, abs=20)
 
 
 def test_right_labels_have_no_uniform_errors() -> None:
     _, top = log_linear(0.0, distance=2.0)
-    assert uniform(top, 5) < 0.01 * len(top)
+    assert uniform(top, 5).wrong < 0.01 * len(top)
+
+
+def test_noise_that_ignores_the_doubts_is_plain_and_the_mistakes_of_a_weak_model_are_not() -> None:
+    noisy, clean = (uniform(log_linear(rate, distance=2.0)[1], 5).plain for rate in (0.02, 0.0))
+    assert clean < 0.05 < 0.1 < noisy
+
+
+def test_probabilities_that_are_too_sure_are_no_plain_noise() -> None:
+    _, top = log_linear(0.0, distance=2.0)
+    sure = top.astype(np.float64) ** 2
+    assert uniform((sure / sure.sum(axis=1, keepdims=True)).astype(np.float32), 5).plain < 0.05
 
 
 def test_the_floor_that_a_flexible_model_learnt_counts_as_noise() -> None:
@@ -58,7 +72,7 @@ def test_the_floor_that_a_flexible_model_learnt_counts_as_noise() -> None:
     probs[np.arange(5000), true] = 0.8
     rest = np.delete(probs.ravel(), np.arange(5000) * 5 + given).reshape(5000, 4)
     top = np.column_stack([probs[np.arange(5000), given], rest]).astype(np.float32)
-    assert uniform(top, 5) == pytest.approx((given != true).sum(), rel=0.02)
+    assert uniform(top, 5).wrong == pytest.approx((given != true).sum(), rel=0.02)
 
 
 def test_classes_are_crowded_where_the_model_errs_and_label_noise_does_not_change_it() -> None:
@@ -75,12 +89,21 @@ def test_a_disagreement_is_another_class_that_is_more_probable() -> None:
     ("readings", "low", "high"),
     [
         pytest.param(NOTHING, 590, 601, id="classes apart and no noise that ignores the doubts: all disagreements"),
-        pytest.param(replace(NOTHING, uniform=40, crowded=0.01), 585, 595, id="a strong model: disagreements less its mistakes"),
+        pytest.param(replace(NOTHING, uniform=560, crowded=0.01), 585, 595, id="a strong model: disagreements less its mistakes"),
         pytest.param(replace(NOTHING, uniform=40), 119, 121, id="mistakes explain the disagreements: the joint"),
         pytest.param(replace(NOTHING, uniform=210, sharpness=2.0), 209, 211, id="plain class noise: its own count"),
         pytest.param(
-            replace(NOTHING, disagreement=3000, joint=2000, by_class=1000, uniform=400, gentle=800, crowded=0.13),
-            1360, 1370, id="a weak model: between the joint and the fit",
+            replace(NOTHING, joint=250, crowded=0.075), 250, 290, id="no more disagreements than mistakes of the model: about the joint",
+        ),
+        pytest.param(
+            replace(NOTHING, disagreement=2000, joint=1200, uniform=300, gentle=500), 1850, 1950,
+            id="far more disagreements than mistakes, and few of them noise that ignores the doubts: nearly all",
+        ),
+        pytest.param(WEAK, 1360, 1370, id="a weak model: between the joint and the fit"),
+        pytest.param(replace(WEAK, plain=0.3), 399, 401, id="a weak model and plain noise: the noise"),
+        pytest.param(
+            replace(WEAK, plain=0.3, disagreement=5500, joint=5000), 1700, 3000,
+            id="plain noise, but far more disagreements than mistakes of the model: more than the noise",
         ),
         pytest.param(
             replace(NOTHING, disagreement=4000, joint=2500, by_class=2000, uniform=0, gentle=800, crowded=0.13),
@@ -100,7 +123,7 @@ def test_the_estimate_follows_the_reading_that_the_probabilities_support(reading
 
 
 def test_no_disagreement_is_less_than_one_error() -> None:
-    assert estimate(Readings(100, 0, 0, 0, 0, 0, 1.4, 0.0, 0.0)).count < 1
+    assert estimate(Readings(100, 0, 0, 0, 0, 0, 0.0, 1.4, 0.0, 0.0)).count < 1
 
 
 @pytest.mark.parametrize("count", [0.5, 60.0, 2500.0])

@@ -187,15 +187,17 @@ def label_noise(given: Codes, probs: Rows | Streamed, learnable: NDArray[np.bool
         ratios = np.log(sample / sample.max(axis=1, keepdims=True))
     fits = noise_fit.fit(cells, ratios, start, (GENTLE, *SHARPNESS))
     sharpness = max(SHARPNESS, key=lambda one: fits[one].likelihood)
+    alike = errors.uniform(sample, int(learnable.sum()))
     weight = errors.class_weight(noise_fit.gain(cells, fits[sharpness], ratios, sharpness))
     estimate = errors.estimate(
         errors.Readings(
             n=len(sample),
             disagreement=errors.disagreement(sample),
             joint=float(start.sum() - np.trace(start)) * len(sample) / rows.size,
-            uniform=errors.uniform(sample, int(learnable.sum())),
+            uniform=alike.wrong,
             by_class=fits[sharpness].wrong,
             gentle=fits[GENTLE].wrong,
+            plain=alike.plain,
             sharpness=max(fits, key=lambda one: fits[one].likelihood),
             classes=weight,
             crowded=errors.crowded(sample),

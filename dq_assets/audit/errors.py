@@ -10,7 +10,8 @@ give the same probabilities. So the count rests on an assumption, whatever it is
 - `by_class`, `gentle`: errors depend on the class (`confident.label_noise`), with the likeliest sharpness of at least 2, and with 1.4.
 
 `estimate` weighs them by what the probabilities do show: whether noise that ignores the model's doubts is there at all (`uniform` over
-`gentle`), and whether the classes are apart (`crowded`). Its weights are geometric, since F1 bears a count that is off by a fifth.
+`gentle`) and how plainly (`plain`), whether the classes are apart (`crowded`), and whether the disagreements are more than that explains.
+Its weights are geometric, since F1 bears a count that is off by a fifth.
 """
 
 from __future__ import annotations
@@ -35,6 +36,17 @@ APART, MIXED = 0.085, 0.105
 had .01, .07, .08, .12 and .13; beyond that it says no more."""
 OWN = 10.0
 """Wrong predictions of a model whose classes are apart, as a share of the images, per `crowded` squared."""
+EXPLAINED = 2.0
+"""From so many disagreements per mistake that `OWN` expects of the model they are more than its own, and from one in addition far more.
+Pictures that look like another class had 1.0 to 1.9 at 2 % of errors, where the joint is the better count, and 1.5 to 2.9 at 10 %, where
+all disagreements are."""
+BLIND = (0.3, 0.2)
+"""Joint over disagreements where the joint sees enough, and where not: errors at the boundary between classes have below .2, mostly."""
+WITHOUT_NOISE = (0.4, 0.6, 0.8, 1.0)
+"""Exponents tried for the probabilities without noise: those of others may be too sure of themselves, which is no noise."""
+PLAIN_NOISE = (0.05, 0.3)
+"""`Uniform.plain` of errors that depend on the picture is 0 to .1 (.18 at most), of such with a fifth that do not .01 to .3, of errors to
+any class alike .1 to .8; with 35 % and more of wrong predictions it is .01 to .1 whatever the errors are."""
 SLOPES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)
 PLAIN_CLASSES = (0.05, 0.12)
 """`noise_fit.gain` in nats: errors that depend on the picture gain up to .075, errors of 10 % class to class .06 to .12."""
@@ -53,11 +65,20 @@ _ENOUGH = 1e-4
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """wrong: number of wrong labels if errors go to any other class alike. plain: by how many nats this explains the given labels better
+    than the model's doubts alone, per nat of entropy of which labels are wrong; 0 and more."""
+
+    wrong: float
+    plain: float
+
+
+@dataclass(frozen=True)
 class Readings:
     """Numbers of wrong labels among n checked images, each under an assumption of its own; see the module.
 
-    sharpness: the likeliest exponent of the class-dependent fits, from 1.4. classes: `class_weight`. crowded: share of images whose
-    margin, the log ratio of the two most probable classes, is at most NEAR times the median margin.
+    plain: of `Uniform`. sharpness: the likeliest exponent of the class-dependent fits, from 1.4. classes: `class_weight`. crowded: share of
+    images whose margin, the log ratio of the two most probable classes, is at most NEAR times the median margin.
     """
 
     n: int
@@ -66,6 +87,7 @@ class Readings:
     uniform: float
     by_class: float
     gentle: float
+    plain: float
     sharpness: float
     classes: float
     crowded: float
@@ -98,19 +120,28 @@ def crowded(top: Float) -> float:
     return float((margin <= NEAR * np.median(margin)).mean())
 
 
-def uniform(top: Float, n_classes: int) -> float:
-    """Number of wrong labels if the true class k has a probability proportional to (p_k - f) ** s and errors go to any class alike.
+def uniform(top: Float, n_classes: int) -> Uniform:
+    """The wrong labels if the true class k has a probability proportional to (p_k - f) ** s and errors go to any class alike.
 
     top: (n, m), column 0 is the given class. s is the likeliest of SHARPNESS, the rate the likeliest for it. The floor f is what the
     surest images leave to their least probable class: a flexible model has learnt the noise, and a likelihood cannot tell its floor
     from honest doubt. The linear heads have next to none.
+
+    `plain` compares with rate 0 and the likeliest of WITHOUT_NOISE, less one nat for each of the two numbers fitted (Akaike 1974).
     """
+    if not len(top):
+        return Uniform(0.0, 0.0)
     floor = np.quantile(top.min(axis=1), SUREST) if top.shape[1] > 1 else 0.0
     ratio = np.log(np.maximum(top - floor, LEAST, dtype=np.float64))
     ratio -= ratio[:, :1]
+
+    def of_given(sharpness: float) -> Double:
+        result: Double = 1.0 / np.exp(np.minimum(sharpness * ratio, 500.0)).sum(axis=1)
+        return result
+
     best, found = -np.inf, 0.0
     for sharpness in SHARPNESS:
-        right = 1.0 / np.exp(np.minimum(sharpness * ratio, 500.0)).sum(axis=1)
+        right = of_given(sharpness)
         elsewhere = (1.0 - right) / max(n_classes - 1, 1)
         rate, before = 0.1, 0.0
         for _ in range(_ITERATIONS):
@@ -122,7 +153,10 @@ def uniform(top: Float, n_classes: int) -> float:
         likelihood = float(np.log(evidence).sum())
         if likelihood > best:
             best, found = likelihood, rate
-    return found * len(top)
+    without = max(float(np.log(of_given(sharpness) + 1e-300).sum()) for sharpness in WITHOUT_NOISE)
+    share = float(np.clip(found, 0.5 / len(top), 1 - 0.5 / len(top)))
+    entropy = -share * np.log(share) - (1 - share) * np.log1p(-share)
+    return Uniform(found * len(top), max(best - without - 2.0, 0.0) / (len(top) * float(entropy)))
 
 
 def estimate(readings: Readings) -> Estimate:
@@ -130,26 +164,32 @@ def estimate(readings: Readings) -> Estimate:
 
     Classes apart: the joint, or the disagreements less the model's own mistakes, whichever is more. Else between the joint and
     `by_class`, nearer to the joint the more it exceeds what a poor model alone would give it (twice the disagreement rate).
-    Where no noise ignores the model's doubts, either moves towards all disagreements. Where such noise is plain, towards
-    `by_class`, or if that is no sharper than 1.4, part of the way to `uniform`. Many disagreements without either kind of noise, nor
-    classes that are plainly mistaken for each other, are those of pictures that look like another class: all of them count.
+
+    Where no noise ignores the model's doubts, either moves towards all disagreements; where classes are apart, only if these are more than
+    the model's own mistakes, or the joint is blind to them. So it does there if they are far more, as far as `uniform` does not account
+    for them. Where such noise is plain, the count moves towards `by_class`; if that is no sharper than 1.4 and classes are not apart,
+    towards `uniform`, unless the disagreements are far more than the model's own mistakes. Many disagreements without either kind of
+    noise, nor classes that are plainly mistaken for each other, are those of pictures that look like another class: all of them count.
     """
     r = readings
     evidence = r.uniform / max(r.gentle, _TINY)
-    none_seen = _ramp(evidence, 0.5, 0.0)
+    none_seen, no_classes = _ramp(evidence, 0.5, 0.0), 1 - r.classes
     ratio = r.joint / max(r.disagreement, 0.5)
     # More than all disagreements are no errors: thresholds below the most probable class, as of a weak model with many classes.
     joint = min(r.joint, r.disagreement)
     excess = _ramp(ratio - 2 * r.disagreement / r.n, 0.05, 0.25) * _ramp(ratio, 1.1, 1.0)
-    apart = _between(max(joint, r.disagreement - OWN * r.crowded**2 * r.n), r.disagreement, none_seen)
-    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, 0.6 * none_seen)
+    own = OWN * r.crowded**2 * r.n
+    beyond = r.disagreement / max(own, 0.5)
+    more, far_more = _ramp(beyond, EXPLAINED - 1, EXPLAINED), _ramp(beyond, EXPLAINED, EXPLAINED + 1)
+    unaccounted = 1 - _ramp(r.uniform / max(r.disagreement - own, 0.5), 0.0, 1.0)
+    all_of_them = max(none_seen * max(more, _ramp(ratio, *BLIND)), far_more * no_classes * unaccounted)
+    apart = _between(max(joint, r.disagreement - own), r.disagreement, all_of_them)
+    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, (0.8 - 0.2 * r.classes) * none_seen)
+    mixed = _between(mixed, min(r.uniform, mixed), _ramp(r.plain, *PLAIN_NOISE) * (1 - far_more) * no_classes)
     count = _between(mixed, apart, _ramp(r.crowded, MIXED, APART))
-    plain = _ramp(evidence, 0.6, 1.0)
     if r.sharpness >= 2:
-        count = _between(count, max(r.by_class, r.uniform), plain)
-    else:
-        count = _between(count, r.uniform, 0.5 * plain * (1 - excess))
-    by_picture = _ramp(r.disagreement / r.n, 0.2, 0.4) * (1 - r.classes) * none_seen
+        count = _between(count, max(r.by_class, r.uniform), _ramp(evidence, 0.6, 1.0))
+    by_picture = _ramp(r.disagreement / r.n, 0.2, 0.4) * no_classes * none_seen
     count = min(_between(count, max(count, r.disagreement), by_picture), r.n)
     low, high = LOWER * min(r.uniform, r.gentle, count), HIGHER * max(r.joint, r.disagreement, count)
     return Estimate(count, low, min(high, r.n))
