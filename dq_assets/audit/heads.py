@@ -215,6 +215,11 @@ def uniform(train: Train) -> Linear:
     return Linear(np.zeros((d, n_classes), dtype=np.float32), np.zeros(n_classes, dtype=np.float32))
 
 
+def steps(n_rows: int, n_weights: int) -> int:
+    """Steps for each penalty. n_weights: of all folds."""
+    return int(np.clip(STEP_OPERATIONS / (4 * n_rows * n_weights), *STEPS))
+
+
 def logistic_path(
     trains: list[Train], rows: Float, labels: Codes, folds: Codes, *, start: list[Linear], share: float
 ) -> Iterator[tuple[float, list[Linear]]]:
@@ -236,7 +241,6 @@ def logistic_path(
     # The curvature is that of all labelled rows; a sample's largest eigenvalues exceed it by about this factor.
     slack = 1.0 if share == 1.0 else (1.0 + (d / max(len(rows), 1)) ** 0.5) ** 2
     weights = torch.from_numpy(np.stack([one.weights for one in start]))
-    steps = int(np.clip(STEP_OPERATIONS / (4 * len(rows) * weights.numel()), *STEPS))
     for penalty in LOGISTIC_PENALTY:
         bounds, added = [], []
         for one in trains:
@@ -244,7 +248,7 @@ def logistic_path(
             bounds.append(_factor(0.5 * slack * one.second, add))
             added.append(add)
         ahead, momentum = weights.clone(), 1.0
-        for _ in range(steps):
+        for _ in range(steps(len(rows), weights.numel())):
             probs = (x @ ahead.permute(1, 0, 2).reshape(d, -1)).view(-1, n_folds, n_classes)
             probs = torch.softmax(probs.add_(intercept), dim=2)
             probs[at, :, truth] -= 1.0
