@@ -81,15 +81,20 @@ class UnitRows:
         import torch
 
         numbers, place = np.unique(found, return_inverse=True)
-        beside, own = self(numbers), self(rows)
-        place = place.reshape(found.shape)
-        products = np.take_along_axis((torch.from_numpy(own) @ torch.from_numpy(beside).T).numpy(), place, axis=1)
+        place, at, own = place.reshape(found.shape), self._at(numbers), self(rows)
+        beside = self._vectors[at]
+        products = (torch.from_numpy(own) @ torch.from_numpy(beside).T).numpy()
+        products = np.take_along_axis(products / self._lengths[at], place, axis=1)
         products[(found < 0) | (found == rows[:, None])] = -np.inf
         count = min(k + SPARE, found.shape[1])
         top = np.argpartition(products, found.shape[1] - count, axis=1)[:, -count:]
         found, place = np.take_along_axis(found, top, axis=1), np.take_along_axis(place, top, axis=1)
         step = max(1, RERANK_FLOATS // (count * self.width))
-        distances = [cosine_distance(own[at : at + step, None], beside[place[at : at + step]]) for at in range(0, len(rows), step)]
+        distances = [
+            cosine_distance(own[start : start + step, None], self._scaled(beside[near], at[near]))
+            for start in range(0, len(rows), step)
+            for near in (place[start : start + step],)
+        ]
         return _ranked(self, rows, found, np.concatenate(distances), k)
 
     def _at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
