@@ -27,6 +27,7 @@ def average_precision(planted: Any, score: Any) -> float:
 def searched(data: str) -> dict[str, Any]:
     """Neighbours, outliers and pairs that are nominated by their vectors."""
     import numpy as np
+    import torch  # noqa: F401  outside the clock, as the peer's imports are
 
     from benchmarks.vectors import recall
     from dq_assets.audit import duplicates, neighbors, outliers

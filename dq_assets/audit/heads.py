@@ -25,7 +25,6 @@ Double = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 BLOCK = 8192
-_PART = 2048
 LOGISTIC_PENALTY = (0.1, 0.01, 0.001, 0.0001)
 """Penalties in units of the mean eigenvalue, strongest first: each starts from what the one before found."""
 STEPS = (4, 32)
@@ -142,8 +141,8 @@ class Sums:
         np.add.at(total.counts, (folds[labels >= 0], labels[labels >= 0]), 1.0)
         for fold in range(n_folds):
             own = np.flatnonzero((folds == fold) & (labels >= 0))
-            for start in range(0, own.size, _PART):  # fits into the cache of a core's neighbours: 8,192 rows took half as long again
-                rows = own[start : start + _PART]
+            for start in range(0, own.size, BLOCK):
+                rows = own[start : start + BLOCK]
                 block = features.rows(rows)
                 total.gram[fold] += block.T @ block  # NumPy sees that it is symmetric and computes half of it
                 sums = torch.zeros(n_classes, d).index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(block))

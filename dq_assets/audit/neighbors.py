@@ -90,12 +90,11 @@ class UnitRows:
         top = np.argpartition(products, found.shape[1] - count, axis=1)[:, -count:]
         found, place = np.take_along_axis(found, top, axis=1), np.take_along_axis(place, top, axis=1)
         step = max(1, RERANK_FLOATS // (count * self.width))
-        distances = [
-            cosine_distance(own[start : start + step, None], self._scaled(beside[near], at[near]))
-            for start in range(0, len(rows), step)
-            for near in (place[start : start + step],)
-        ]
-        return _ranked(self, rows, found, np.concatenate(distances), k)
+        distances = np.empty(found.shape, np.float32)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            distances[part] = cosine_distance(own[part, None], self._scaled(beside[place[part]], at[place[part]]))
+        return _ranked(self, rows, found, distances, k)
 
     def _at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return rows if self._chosen is None else self._chosen[rows]
