@@ -221,16 +221,25 @@ def test_vectors_are_borrowed_from_another_dataset(lake: Lake) -> None:
 
 def test_verdicts_on_pairs_are_shared_by_the_datasets_of_the_lake(lake: Lake) -> None:
     known = pl.DataFrame(
-        {"content_a": ["a", "a"], "content_b": ["b", "c"], "witness": ["1", "1"], "distance": [0.05, None]},
+        {"content_a": ["a", "a", "b"], "content_b": ["b", "c", "zz"], "witness": ["1"] * 3, "distance": [0.05, None, 0.01]},
         schema_overrides={"distance": pl.Float32},
     )
     append(lake, NAME, "compared_pairs", known)
     lake.ensure_dataset("other")
-    asked = pl.DataFrame({"content_a": ["a", "a", "x"], "content_b": ["c", "b", "y"]})
-    found = compared_pairs(lake, "other", "1", asked).sort("content_b")
-    assert found["content_b"].to_list() == ["b", "c"]
+    contents = pl.DataFrame({"content_sha256": ["a", "b", "c", "x"], "number": [0, 1, 2, 3]})
+    found = compared_pairs(lake, "other", "1", contents).sort("b")
+    assert found.select("a", "b").rows() == [(0, 1), (0, 2)]
     assert found["distance"].to_list() == [pytest.approx(0.05), None]
-    assert compared_pairs(lake, "other", "2", asked).is_empty()
+    assert compared_pairs(lake, "other", "2", contents).is_empty()
+
+
+def test_a_pair_that_two_datasets_compared_is_known_once_by_the_dataset_itself(lake: Lake) -> None:
+    lake.ensure_dataset("other")
+    for dataset, distance in ((NAME, 0.05), ("other", 0.07)):
+        row = {"content_a": ["a"], "content_b": ["b"], "witness": ["1"], "distance": [distance]}
+        append(lake, dataset, "compared_pairs", pl.DataFrame(row, schema_overrides={"distance": pl.Float32}))
+    contents = pl.DataFrame({"content_sha256": ["a", "b"], "number": [0, 1]})
+    assert compared_pairs(lake, "other", "1", contents)["distance"].to_list() == [pytest.approx(0.07)]
 
 
 def test_every_table_of_the_schema_is_created(lake: Lake) -> None:

@@ -77,25 +77,29 @@ def borrow_vectors(lake: Lake, dataset: str, encoder: str, wanted: set[str]) -> 
     return len(wanted) - len(remaining)
 
 
-def compared_pairs(lake: Lake, dataset: str, witness: str, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Those of the pairs (content_a, content_b) that were compared before, in any dataset of the lake, with their distance."""
+def compared_pairs(lake: Lake, dataset: str, witness: str, contents: pl.DataFrame) -> pl.DataFrame:
+    """Pairs of these contents that were compared before, in any dataset of the lake: (a, b, distance), a < b, each once.
+
+    contents: content_sha256 and number, ascending alike. a and b are numbers: 8 million pairs of a million images would be 15 GB as text.
+    """
     schemas = lake.con.execute(
         "SELECT schema_name FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = 'compared_pairs' ORDER BY schema_name <> ?",
         [dataset],
     ).fetchall()
-    lake.con.register("wanted", pairs.select("content_a", "content_b").unique().to_arrow())
+    lake.con.register("contents", contents.select("content_sha256", "number").to_arrow())
     try:
         found = [
             lake.con.execute(
-                f"SELECT content_a, content_b, distance FROM {address(schema, 'compared_pairs')}"
-                " SEMI JOIN wanted USING (content_a, content_b) WHERE witness = ?",
+                f"SELECT low.number AS a, high.number AS b, distance FROM {address(schema, 'compared_pairs')}"
+                " JOIN contents AS low ON content_a = low.content_sha256 JOIN contents AS high ON content_b = high.content_sha256"
+                " WHERE witness = ?",
                 [witness],
             ).pl()
             for (schema,) in schemas
         ]
     finally:
-        lake.con.unregister("wanted")
-    return pl.concat(found).unique(["content_a", "content_b"], keep="first", maintain_order=True)
+        lake.con.unregister("contents")
+    return pl.concat(found).unique(["a", "b"], keep="first", maintain_order=True)
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

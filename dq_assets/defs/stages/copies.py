@@ -32,7 +32,7 @@ def duplicate_groups(session: Session) -> Version:
     """Nominate pairs by hash and by vector, confirm them on the pixels, and publish the groups."""
     fine = session.fine("uri", "content_sha256", "pixel_hash", "bytes")
     image_id = fine["image_id"].to_numpy()
-    phash = np.array([int(digits, 16) for digits in session.table("image_properties")["phash"]], np.uint64)
+    phash = np.array([int(digits, 16) for digits in session.table("image_properties", "phash")["phash"]], np.uint64)
     positions, distances = read_neighbors(session, image_id)
     pairs = duplicates.candidate_pairs(phash, positions[:, :NOMINATED], distances[:, :NOMINATED], session.settings.duplicates)
     confirmed, n_compared = _confirmed(session, fine, pairs)
@@ -54,14 +54,16 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
     """
     options, images, name = session.settings.duplicates, session.settings.images, session.dataset.name
     witness = witness_id(options)
-    shas, uris, sizes = fine["content_sha256"].to_numpy(), fine["uri"].to_list(), fine["bytes"].to_list()
-    contents = pl.DataFrame({"a": shas[pairs[:, 0]], "b": shas[pairs[:, 1]]}, schema={"a": pl.String, "b": pl.String})
-    named = contents.select(content_a=pl.min_horizontal("a", "b"), content_b=pl.max_horizontal("a", "b"), row=pl.int_range(pl.len()))
-    before = compared_pairs(session.lake, name, witness, named)
-    todo = named.filter(pl.col("content_a") != pl.col("content_b")).unique(["content_a", "content_b"], keep="first", maintain_order=True)
-    todo = todo.join(before, on=["content_a", "content_b"], how="anti", maintain_order="left")
+    shas, uris, sizes = fine["content_sha256"], fine["uri"].to_list(), fine["bytes"].to_list()
+    contents = shas.unique().sort().to_frame().with_row_index("number").with_columns(pl.col("number").cast(pl.Int64))
+    number = fine.select("content_sha256").join(contents, on="content_sha256", how="left", maintain_order="left")["number"].to_numpy()
     # Always in the order of the contents: laying a over b and b over a differ in the third decimal, a verdict must not.
-    ordered = np.where((contents["a"] == named["content_a"]).to_numpy()[:, None], pairs, pairs[:, ::-1])
+    swapped = number[pairs[:, 0]] > number[pairs[:, 1]]
+    ordered = np.where(swapped[:, None], pairs[:, ::-1], pairs)
+    named = pl.DataFrame({"a": number[ordered[:, 0]], "b": number[ordered[:, 1]], "row": np.arange(len(pairs))})
+    before = compared_pairs(session.lake, name, witness, contents)
+    todo = named.filter(pl.col("a") != pl.col("b")).unique(["a", "b"], keep="first", maintain_order=True)
+    todo = todo.join(before, on=["a", "b"], how="anti", maintain_order="left")
 
     reader, n_cores = Reader.of(session.dataset), images.threads or os.cpu_count() or 1
     # More threads where most of them wait for the network.
@@ -81,14 +83,18 @@ def _confirmed(session: Session, fine: pl.DataFrame, pairs: np.ndarray) -> tuple
             distances = duplicates.confirm_pairs(
                 ordered[block["row"].to_numpy()], load, options, threads=n_threads, progress=as_total(advance)
             )
-            looked = block.select("content_a", "content_b").with_columns(distance=pl.Series(distances).fill_nan(None))
+            looked = block.select(
+                content_a=contents["content_sha256"].gather(block["a"]),
+                content_b=contents["content_sha256"].gather(block["b"]),
+                distance=pl.Series(distances).fill_nan(None),
+            )
             readable = looked.filter(pl.col("distance").is_null() | pl.col("distance").is_finite())
             unread += len(looked) - len(readable)
             append(session.lake, name, "compared_pairs", readable.with_columns(witness=pl.lit(witness)))
     if unread:
         raise UserError(f"{unread} pairs could not be compared: files changed or vanished while they were audited. Run the audit again.")
-    verdicts = compared_pairs(session.lake, name, witness, named)
-    distance = named.join(verdicts, on=["content_a", "content_b"], how="left", maintain_order="left")["distance"]
+    verdicts = before if todo.is_empty() else compared_pairs(session.lake, name, witness, contents)
+    distance = named.join(verdicts, on=["a", "b"], how="left", maintain_order="left")["distance"]
     return distance.fill_null(np.nan).to_numpy(), len(todo)
 
 
