@@ -136,27 +136,26 @@ def _tasks(wanted: tuple[Codes, Codes], credible: Codes, picture: Codes, lacking
     """What to search, class by class; nothing for a class without a credible image. lacking: (2, f)."""
     order = np.argsort(credible, kind="stable")
     in_order = credible[order]
-    for role, places in enumerate(map(np.flatnonzero, lacking)):
-        classes = wanted[role][places]
-        for code in np.unique(classes):
-            own = order[slice(*np.searchsorted(in_order, (code, code + 1)))]
-            if not own.size:
-                continue
-            members = own[np.sort(np.unique(picture[own], return_index=True)[1])]
-            if members.size > MOST:
-                members = members[np.linspace(0, members.size - 1, MOST).astype(np.int64)]
-            asking = places[classes == code]
+    for code in np.unique(np.concatenate([codes[some] for codes, some in zip(wanted, lacking, strict=True)])):
+        own = order[slice(*np.searchsorted(in_order, (code, code + 1)))]
+        if not own.size:
+            continue
+        members = own[np.sort(np.unique(picture[own], return_index=True)[1])]
+        if members.size > MOST:
+            members = members[np.linspace(0, members.size - 1, MOST).astype(np.int64)]
+        for role, codes in enumerate(wanted):
+            asking = np.flatnonzero(lacking[role] & (codes == code))
             for start in range(0, asking.size, _QUERIES):
                 yield _Task(role, members, asking[start : start + _QUERIES])
 
 
 def _chunks(tasks: Iterator[_Task]) -> Iterator[list[_Task]]:
-    """Tasks whose vectors are held at a time, _ROWS of them or a little more."""
+    """Tasks whose vectors are held at a time, _ROWS of them or a little more. Those of one class share its vectors."""
     chunk: list[_Task] = []
     held = 0
     for task in tasks:
+        held += task.places.size + (0 if chunk and chunk[-1].members is task.members else task.members.size)
         chunk.append(task)
-        held += task.members.size + task.places.size
         if held >= _ROWS:
             yield chunk
             chunk, held = [], 0
