@@ -87,9 +87,11 @@ def process(argv: list[str], *, env: Mapping[str, str] | None = None, accept: tu
 def child(module: str, function: str, *, env: Mapping[str, str] | None = None, **arguments: Any) -> Measured:
     """Call benchmarks.<module>.<function>(**arguments) in a new interpreter; its dict is the answer."""
     call = "import json, sys; from importlib import import_module as m; f = getattr(m(sys.argv[1]), sys.argv[2])"
-    argv = [sys.executable, "-c", f"{call}; print(json.dumps(f(**json.loads(sys.argv[3]))))"]
-    found = process([*argv, f"benchmarks.{module}", function, json.dumps(arguments)], env=env)
-    return Measured(**{**vars(found), "answer": json.loads(found.stdout.splitlines()[-1]) or {}})
+    answer = "json.dump(f(**json.loads(sys.argv[3])), open(sys.argv[4], 'w'))"  # not printed: libraries print too, an hour's run was lost
+    with tempfile.NamedTemporaryFile("r") as file:
+        argv = [sys.executable, "-c", f"{call}; {answer}", f"benchmarks.{module}", function, json.dumps(arguments), file.name]
+        found = process(argv, env=env)
+        return Measured(**{**vars(found), "answer": json.load(file) or {}})
 
 
 def alternate(runs: Mapping[str, Callable[[], Measured]], repeats: int) -> dict[str, list[Measured]]:
