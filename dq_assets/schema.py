@@ -252,7 +252,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "raw_manifest"),
             settings=("neighbors",),
-            algorithm=4,
+            algorithm=5,
             kinds=frozenset({"torch", "duckdb"}),
         ),
         Table(
@@ -304,7 +304,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "folds", "raw_manifest"),
             settings=("labels",),
-            algorithm=3,
+            algorithm=4,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

@@ -111,7 +111,7 @@ class Neighbors:
 
     k: int = setting(20, "Neighbours kept per image; duplicates are sought among the nearest 10.", low=1, high=1000)
     exact_up_to: int = setting(20_000, "Up to this many images the search is by brute force; beyond it an index is used.", low=0)
-    recall: float = setting(0.98, "Share of the true neighbours that the index has to find for a sample of images.", low=0.5, high=1)
+    recall: float = setting(0.95, "Share of the true neighbours that the index has to find for a sample of images.", low=0.5, high=1)
 
 
 @dataclass(frozen=True)

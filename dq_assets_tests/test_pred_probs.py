@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from dq_assets.audit.pred_probs import PredProbs, PredProbsError, check_file, identity, read_pred_probs
-from dq_assets.audit.rows import NpyRows, blocks, map_blocks
+from dq_assets.audit.rows import NpyRows, blocks
+from dq_assets.audit.threads import map_in_order
 from dq_assets.settings import Dataset
 
 NAMES = ["cat", "dog", "eel"]
@@ -207,5 +208,5 @@ def test_rows_of_a_file_equal_those_of_the_array(tmp_path: Path) -> None:
     assert rows.shape == (50, 7)
     for chosen in (slice(3, 9), slice(None), slice(60, 70), np.array([4, 5, 6]), np.array([9, 2, 2]), np.zeros(0, np.int64)):
         assert np.array_equal(rows[chosen], expected[chosen])
-    sums = list(map_blocks(lambda part: rows[part].sum(), blocks(50, 7, 70), threads=2))
+    sums = list(map_in_order(lambda part: rows[part].sum(), blocks(50, 7, 70), threads=2))
     np.testing.assert_allclose(sums, [expected[part].sum() for part in blocks(50, 7, 70)], rtol=1e-6)

@@ -21,7 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets import settings
-from dq_assets.audit.rows import Codes, Float, Rows, blocks, map_blocks
+from dq_assets.audit.rows import Codes, Float, Rows, blocks
+from dq_assets.audit.threads import map_in_order
 from dq_assets.settings import UserError
 
 Flags = NDArray[np.bool_]
@@ -159,7 +160,7 @@ def margins(given: Codes, probs: Rows) -> Margins:
             best = block.argmax(axis=1)
             other[part], p_other[part] = best, block[at, best]
 
-    for _ in map_blocks(one, blocks(n, n_classes)):
+    for _ in map_in_order(one, blocks(n, n_classes)):
         pass
     return Margins(given, p_given, other, p_other, n_classes)
 
@@ -191,7 +192,7 @@ def confident_guesses(known: Margins, probs: Rows, thresholds: Float) -> NDArray
         several = np.bincount(row, minlength=len(found)) > 1
         found[several] = predicted[part][several]
 
-    for _ in map_blocks(one, blocks(n, n_classes)):
+    for _ in map_in_order(one, blocks(n, n_classes)):
         pass
     return guesses
 
@@ -359,7 +360,7 @@ def _pruned_by_noise_rate(known: Margins, probs: Rows, counts: Codes, least: int
         for k, rows in of_classes[part]:
             one(k, rows)
 
-    for _ in map_blocks(several, blocks(len(of_classes), 1, 1)):
+    for _ in map_in_order(several, blocks(len(of_classes), 1, 1)):
         pass
     return flagged
 
@@ -393,6 +394,6 @@ def _weighted_entropy(known: Margins, probs: Rows) -> Float:
         weight = np.maximum(entropy, 0) / np.maximum(known.p_given[part], _LEAST)
         scores[part] = np.log1p(weight) / np.maximum(weight, _LEAST)
 
-    for _ in map_blocks(one, blocks(n, n_classes)):
+    for _ in map_in_order(one, blocks(n, n_classes)):
         pass
     return scores

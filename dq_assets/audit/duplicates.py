@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dq_assets import settings
+from dq_assets.audit.threads import map_in_order
 from dq_assets.audit.witness import WITNESS_VERSION, Prepared, aligned_correlation, correlation, prepare
 
 __all__ = ["WITNESS_VERSION", "aligned_correlation", "candidate_pairs", "confirm_pairs", "duplicate_groups"]
@@ -34,6 +35,7 @@ MAX_BUCKET = 1000
 """Images of one bucket that an image is compared with by hash."""
 
 _CHUNK = 4_000_000
+_BUCKETED = 32_768
 _BLOCK = 2048
 _CACHED = 4096
 
@@ -158,10 +160,9 @@ def _pairs_within(codes: NDArray[np.uint64], radius: int) -> Ints:
     for band in range(4):
         # Pigeonhole: of four bands one has at most radius // 4 differing bits; those after the remainder one fewer.
         reach = radius // 4 - (band > radius % 4)
-        for block in _bucket_pairs(_band(codes, band), reach):
-            near = np.bitwise_count(codes[block[:, 0]] ^ codes[block[:, 1]]) <= radius
-            parts.append(block[near])
-            waiting += int(near.sum())
+        for near in _bucket_pairs(codes, _band(codes, band), reach, radius):
+            parts.append(near)
+            waiting += len(near)
             if waiting > _CHUNK:
                 found, parts, waiting = _closest(np.concatenate([found, *parts]), codes), [], 0
     return _closest(np.concatenate([found, *parts]), codes)
@@ -175,23 +176,32 @@ def _band(codes: NDArray[np.uint64], band: int) -> Ints:
     return key
 
 
-def _bucket_pairs(key: Ints, reach: int) -> Iterator[Ints]:
-    """Pairs of positions whose 16-bit keys differ in at most `reach` bits, in blocks; at most MAX_BUCKET partners each per bucket."""
+def _bucket_pairs(codes: NDArray[np.uint64], key: Ints, reach: int, radius: int) -> Iterator[Ints]:
+    """Pairs of positions at most `radius` bits apart whose 16-bit keys differ in at most `reach` bits.
+
+    Of a bucket an image is compared with MAX_BUCKET at most.
+    """
     order = np.argsort(key, kind="stable")
-    key = key[order]
+    key, codes = key[order], codes[order]
     start = np.searchsorted(key, np.arange(65537))
-    for flips in range(reach + 1):
-        for bits in itertools.combinations(range(16), flips):
-            mask = sum(1 << bit for bit in bits)
-            mine = np.arange(len(key)) if mask == 0 else np.flatnonzero(key < (key ^ mask))
-            low = mine + 1 if mask == 0 else start[key[mine] ^ mask]
-            many = np.clip(start[(key[mine] ^ mask) + 1] - low, 0, MAX_BUCKET)
-            mine, low, many = mine[many > 0], low[many > 0], many[many > 0]
-            cuts = np.searchsorted(np.cumsum(many), np.arange(_CHUNK, int(many.sum()) + _CHUNK, _CHUNK), side="left") + 1
-            for a, b in itertools.pairwise([0, *cuts.tolist()]):
-                size = many[a:b]
-                step = np.arange(int(size.sum())) - np.repeat(np.cumsum(size) - size, size)
-                yield np.stack([order[np.repeat(mine[a:b], size)], order[np.repeat(low[a:b], size) + step]], axis=1)
+    step = _CHUNK // min(MAX_BUCKET, max(int(np.diff(start).max()), _CHUNK // _BUCKETED))
+
+    def search(task: tuple[int, int]) -> Ints:
+        mask, first = task
+        mine = np.arange(first, min(first + step, len(key)))
+        if mask:
+            mine = mine[key[mine] < (key[mine] ^ mask)]
+        low = start[key[mine] ^ mask] if mask else mine + 1
+        many = np.clip(start[(key[mine] ^ mask) + 1] - low, 0, MAX_BUCKET)
+        ends = np.cumsum(many)
+        # What one image is compared with lies together.
+        other = np.repeat(low - (ends - many), many) + np.arange(ends[-1] if len(ends) else 0)
+        apart = np.bitwise_count(np.repeat(codes[mine], many) ^ codes[other])
+        near = np.flatnonzero(apart <= radius)
+        return np.stack([order[mine[np.searchsorted(ends, near, side="right")]], order[other[near]]], axis=1)
+
+    masks = [sum(1 << bit for bit in bits) for flips in range(reach + 1) for bits in itertools.combinations(range(16), flips)]
+    return map_in_order(search, ((mask, first) for mask in masks for first in range(0, len(key), step)))
 
 
 def _closest(pairs: Ints, codes: NDArray[np.uint64]) -> Ints:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dq_assets.audit.threads import map_in_order, one_thread_each
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,7 +26,7 @@ Float = NDArray[np.float32]
 Double = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-BLOCK = 8192
+BLOCK = 4096
 LOGISTIC_PENALTY = (0.1, 0.01, 0.001, 0.0001)
 """Penalties in units of the mean eigenvalue, strongest first: each starts from what the one before found."""
 STEPS = (4, 32)
@@ -32,6 +34,8 @@ STEPS = (4, 32)
 precision of wrong labels within .01; 8 dimensions want 30, and get them in no time."""
 STEP_OPERATIONS = 4e9
 _CENTRE_ROWS = 50_000
+_CACHED_ROWS = 512
+_PANEL = 256
 _FAR = 10.0
 _TINY = 1e-30
 
@@ -56,10 +60,11 @@ class Features:
     def of(cls, vectors: Float) -> Features:
         """Fit centre and bias. Raises ValueError for a row that is not finite."""
         centre = _centre(vectors)
-        squares = np.empty(len(vectors))
-        for start in range(0, len(vectors), BLOCK):
-            block = vectors[start : start + BLOCK]
-            squares[start : start + BLOCK] = _squares(block, start, centre)
+
+        def measure(start: int) -> Double:
+            return _squares(vectors[start : start + _CACHED_ROWS], start, centre)
+
+        squares = np.concatenate([np.empty(0), *map_in_order(measure, range(0, len(vectors), _CACHED_ROWS))])
         bias = float(np.sqrt(np.median(squares))) if len(vectors) else 0.0
         lengths = np.sqrt(squares + bias**2)
         scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > _TINY)
@@ -71,11 +76,14 @@ class Features:
 
     def rows(self, at: slice | Codes) -> Float:
         """(b, d + 1)."""
-        block, scale = self.vectors[at], self.scale[at]
-        result = np.empty((len(block), self.dim), np.float32)
-        np.subtract(block, self.centre, out=result[:, :-1], dtype=np.float32)
-        result[:, -1] = self.bias
-        result *= scale[:, None]
+        scale = self.scale[at]
+        result = np.empty((len(scale), self.dim), np.float32)
+        for start in range(0, len(scale), _CACHED_ROWS):
+            part = slice(start, start + _CACHED_ROWS)
+            block = self.vectors[at][part] if isinstance(at, slice) else self.vectors[at[part]]
+            np.subtract(block, self.centre, out=result[part, :-1], dtype=np.float32)
+            result[part, -1] = self.bias
+            result[part] *= scale[part, None]
         return result
 
     def in_row_space(self, rows: Codes) -> Features:
@@ -95,17 +103,17 @@ class Features:
 def _centre(vectors: Float) -> Float:
     """(d,) mean of up to 50,000 evenly spaced rows, without those that are ten times as long as the median: one must not move it."""
     at = np.linspace(0, len(vectors) - 1, min(len(vectors), _CENTRE_ROWS)).astype(np.int64)
-    parts = [at[start : start + BLOCK] for start in range(0, at.size, BLOCK)]
-    # Rows that follow each other, as those of a small dataset do, are not copied.
-    blocks = [slice(part[0], part[-1] + 1) if part[-1] - part[0] < part.size else part for part in parts]
-    lengths = [np.sqrt(_squares(vectors[block], part)) for block, part in zip(blocks, parts, strict=True)]
-    most = _FAR * np.median(np.concatenate(lengths)) if parts else 0.0
-    total, n = np.zeros(vectors.shape[1]), 0
-    for block, length in zip(blocks, lengths, strict=True):
-        used = length <= most
-        total += (vectors[block] if used.all() else vectors[block][used]).sum(axis=0, dtype=np.float64)
-        n += int(used.sum())
-    centre: Float = (total / max(n, 1)).astype(np.float32)
+    parts = [at[start : start + _CACHED_ROWS] for start in range(0, at.size, _CACHED_ROWS)]
+
+    def rows(part: Codes) -> Float:
+        # Rows that follow each other, as those of a small dataset do, are not copied.
+        return vectors[part[0] : part[-1] + 1] if part.size and part[-1] - part[0] < part.size else vectors[part]
+
+    lengths = np.sqrt(np.concatenate([np.empty(0), *map_in_order(lambda part: _squares(rows(part), part), parts)]))
+    near = at[lengths <= _FAR * np.median(lengths)] if at.size else at
+    parts = [near[start : start + _CACHED_ROWS] for start in range(0, near.size, _CACHED_ROWS)]
+    total = sum(map_in_order(lambda part: rows(part).sum(axis=0, dtype=np.float64), parts), np.zeros(vectors.shape[1]))
+    centre: Float = (total / max(near.size, 1)).astype(np.float32)
     return centre
 
 
@@ -139,14 +147,22 @@ class Sums:
         d = features.dim
         total = cls(np.zeros((n_folds, d, d)), np.zeros((n_folds, n_classes, d)), np.zeros((n_folds, n_classes)))
         np.add.at(total.counts, (folds[labels >= 0], labels[labels >= 0]), 1.0)
-        for fold in range(n_folds):
-            own = np.flatnonzero((folds == fold) & (labels >= 0))
-            for start in range(0, own.size, BLOCK):
-                rows = own[start : start + BLOCK]
-                block = features.rows(rows)
-                total.gram[fold] += block.T @ block  # NumPy sees that it is symmetric and computes half of it
-                sums = torch.zeros(n_classes, d).index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(block))
-                total.sums[fold] += sums.numpy()
+        of_fold = [np.flatnonzero((folds == fold) & (labels >= 0)) for fold in range(n_folds)]
+        parts = [(fold, own[start : start + BLOCK]) for fold, own in enumerate(of_fold) for start in range(0, own.size, BLOCK)]
+
+        panels = [slice(start, start + _PANEL) for start in range(0, d, _PANEL)]
+
+        def products(part: tuple[int, Codes]) -> tuple[Float, Float]:
+            block, gram = torch.from_numpy(features.rows(part[1])), torch.zeros(d, d)
+            for panel in panels:  # the upper half
+                torch.mm(block[:, panel].T, block[:, panel.start :], out=gram[panel, panel.start :])
+            return gram.numpy(), torch.zeros(n_classes, d).index_add_(0, torch.from_numpy(labels[part[1]]), block).numpy()
+
+        for (fold, _), (gram, sums) in zip(parts, one_thread_each(products, parts), strict=True):
+            total.gram[fold] += gram
+            total.sums[fold] += sums
+        for panel in panels:
+            total.gram[:, panel.stop :, panel] = total.gram[:, panel, panel.stop :].transpose(0, 2, 1)
         return total
 
 
@@ -154,16 +170,22 @@ class Sums:
 class Train:
     """What the heads need of a fold's training rows: moments (D, D) as float32, class means (K, D), counts (K,).
 
-    second is the mean of x x', total the scatter round the overall mean, within that round the class means.
-    dim: length of the vectors as they were given, plus one; the mean variance is over that many dimensions.
+    second is the mean of x x'. dim: length of the vectors as they were given, plus one; the mean variance is over that many dimensions.
     """
 
     second: Float
-    within: Float
-    total: Float
     means: Double
     counts: Double
     dim: int
+
+    @property
+    def share(self) -> Double:
+        """(K,) of each class, 0 of all without any row."""
+        return np.asarray(self.counts / max(self.counts.sum(), 1.0))
+
+    def scatter(self, means: Double, share: Double) -> Float:
+        """(D, D) round these means, (k, D), each of a share of the rows."""
+        return self.second - (means.T * share).astype(np.float32) @ means.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -176,35 +198,30 @@ class Linear:
 
 def trains(sums: Sums, dim: int) -> list[Train]:
     """For each fold the totals minus the fold."""
-    whole = sums.gram.sum(axis=0)
-    result = []
-    for fold in range(len(sums.counts)):
-        counts = sums.counts.sum(axis=0) - sums.counts[fold]
-        class_sums = sums.sums.sum(axis=0) - sums.sums[fold]
-        n = max(counts.sum(), 1.0)
-        means = class_sums / np.maximum(counts, 1.0)[:, None]
-        mean = class_sums.sum(axis=0) / n
-        gram = whole - sums.gram[fold]
-        second = gram / n
-        within = (gram - (means.T * counts) @ means) / n
-        second, within, total = (part.astype(np.float32) for part in (second, within, second - np.outer(mean, mean)))
-        result.append(Train(second, within, total, means, counts, dim))
-    return result
+    whole, all_sums, all_counts = sums.gram.sum(axis=0), sums.sums.sum(axis=0), sums.counts.sum(axis=0)
+
+    def train(fold: int) -> Train:
+        counts, class_sums = all_counts - sums.counts[fold], all_sums - sums.sums[fold]
+        second = whole - sums.gram[fold]
+        second /= max(counts.sum(), 1.0)
+        return Train(second.astype(np.float32), class_sums / np.maximum(counts, 1.0)[:, None], counts, dim)
+
+    return list(map_in_order(train, range(len(sums.counts))))
 
 
 def lda(train: Train, shrinkage: float) -> Linear:
     """Bayes rule for Gaussian classes with means of their own and one covariance, shrunk towards its mean variance."""
-    weights = _solve(train.within, 1 - shrinkage, shrinkage / train.dim, train.means.T)
+    weights = _solve(train.scatter(train.means, train.share), 1 - shrinkage, shrinkage / train.dim, train.means.T)
     with np.errstate(divide="ignore"):
-        bias = np.log(train.counts / train.counts.sum()) - 0.5 * np.einsum("kd,dk->k", train.means, weights)
+        bias = np.log(train.share) - 0.5 * np.einsum("kd,dk->k", train.means, weights)
     return Linear(weights, bias.astype(np.float32))
 
 
 def ridge(train: Train, penalty: float) -> Linear:
     """Least squares on one-hot labels with a penalty; the intercept is not penalised."""
-    share = train.counts / train.counts.sum()
+    share = train.share
     mean = share @ train.means
-    weights = _solve(train.total, 1.0, penalty / train.dim, ((train.means - mean) * share[:, None]).T)
+    weights = _solve(train.scatter(mean[None], np.ones(1)), 1.0, penalty / train.dim, ((train.means - mean) * share[:, None]).T)
     bias = np.where(share > 0, share - mean @ weights, -np.inf)
     return Linear(weights, bias.astype(np.float32))
 

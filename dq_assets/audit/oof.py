@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dq_assets.audit import heads
 from dq_assets.audit.agreement import Agreement
 from dq_assets.audit.heads import Codes, Features, Float, Linear, Sums, Train
-from dq_assets.audit.rows import map_blocks
+from dq_assets.audit.threads import map_in_order, one_thread_each
 
 SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.85)
 """LDA: share of the covariance that is replaced by its mean variance. 3,952 x 1280 wants .3 to .6, 50,000 x 1280 less, 8 dimensions .01."""
@@ -24,18 +24,20 @@ PENALTY = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Ridge: the penalty in units of the mean eigenvalue of the centred Gram matrix."""
 TOLERANCE = 0.05
 """A log-loss that is higher than that of LDA by this much, in nats, divides the weight by e. .03 to .15 differ by .001 on average."""
-PILOT_ROWS = 3_000
-"""Shrinkage and penalty are chosen on as many rows, by whole folds: of 20,000 rows of five folds, on one."""
+PILOT_ROWS = 2_000
+"""Shrinkage and penalty are chosen on as many rows, by whole folds: of 10,000 rows of five folds, on one."""
 LEAST_PER_CLASS = 50
 """With fewer images per class in the sample there is no logistic head: it would need them all, and they would take hours."""
-HOPELESS = 5 * TOLERANCE
+HOPELESS = 4 * TOLERANCE
 """In nats above LDA. Of large problems, whose logistic head takes few steps, later penalties halved what it was above LDA (.31 to .16, .08
 to .04): from there it would weigh a twelfth of LDA. Small ones gained up to .54, and cost nothing."""
+LEAST_GAIN = 0.2 * TOLERANCE
+"""In nats, that of one more penalty after another; of large problems alone, as HOPELESS."""
 _NEWTON_STEPS = 30
 _MOST_TEMPERATURE = 3_000.0
 _BLOCK = heads.BLOCK
 _SAMPLE_CELLS = 4_000_000
-_SAMPLE_ROWS = (2_000, 20_000)
+_SAMPLE_ROWS = (2_000, 10_000)
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class OofStream:
         self._predict, self._labels, self._folds = predict, labels, folds
 
     def blocks(self) -> Iterator[Float]:
-        """(b, K) rows, in order. Read to the end, once; the next block is computed while the reader has this one."""
+        """(b, K) rows, in order. Read to the end, once; the next two blocks are computed while the reader has this one."""
         n = self.shape[0]
         found = Agreement(self.shape[1], int(self._folds.max(initial=-1)) + 1)
         start = 0
-        for probs in map_blocks(self._predict, (slice(at, min(at + _BLOCK, n)) for at in range(0, n, _BLOCK)), threads=1):
+        for probs in map_in_order(self._predict, (slice(at, min(at + _BLOCK, n)) for at in range(0, n, _BLOCK))):
             part = slice(start, start := start + len(probs))
             found.add(probs, self._labels[part], self._folds[part])
             yield probs
@@ -104,7 +106,7 @@ def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.inte
     not learnt from). folds: (n,) in [0, F). Gives probs over all n_classes columns; a class without a labelled row in the
     training folds gets probability 0 there, and a fold without any training row gets the uniform distribution.
 
-    Shrinkage, penalties, temperatures and weights come from the out-of-fold log-loss against the given labels, on up to 20,000 evenly
+    Shrinkage, penalties, temperatures and weights come from the out-of-fold log-loss against the given labels, on up to 10,000 evenly
     spaced labelled rows, on which the logistic head is also fitted. Probabilities are therefore calibrated to the labels as given, errors
     included.
 
@@ -133,7 +135,10 @@ def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.inte
     models, metrics = _fit(features, labels, folds, Sums.of(features, labels, folds, n_folds, n_classes), dim=dim)
 
     def predict(part: slice) -> Float:
-        return _softmax(_logits(features.rows(part), folds[part], models))
+        order = np.argsort(folds[part], kind="stable")
+        logits = np.empty((len(order), n_classes), np.float32)
+        logits[order] = _logits(features.rows(part.start + order), folds[part][order], models)
+        return _softmax(logits)
 
     metrics |= {"n_classes": float(n_classes), "n_labelled": float(labelled.size)}
     return OofStream(predict, labels, folds, n_classes, metrics)
@@ -170,11 +175,11 @@ def _fit(
     pilot = int(enough.argmax()) + 1 if enough.any() else len(trains)
 
     def closed(kind: Callable[[Train, float], Linear], grid: tuple[float, ...]) -> _Attempt:
-        def solved(value: float, some: list[Train]) -> _Attempt:
-            return attempt(value, [kind(one, value) if one.counts.any() else heads.uniform(one) for one in some])
+        def solved(value: float, some: list[Train]) -> list[Linear]:
+            return list(one_thread_each(lambda one: kind(one, value) if one.counts.any() else heads.uniform(one), some))
 
-        chosen = _descend(lambda value: solved(value, trains[:pilot]), grid)
-        return chosen if pilot == len(trains) else solved(chosen.value, trains)
+        best = _descend(lambda value: attempt(value, solved(value, trains[:pilot])), grid)
+        return best if pilot == len(trains) else attempt(best.value, best.heads + solved(best.value, trains[pilot:]))
 
     found = {"lda": closed(heads.lda, SHRINKAGE), "ridge": closed(heads.ridge, PENALTY)}
     if len(sample) >= LEAST_PER_CLASS * sums.counts.shape[1]:
@@ -183,8 +188,8 @@ def _fit(
         share = float(len(sample) / (labels >= 0).sum())
         path = heads.logistic_path(trains, unit, given, in_fold, start=start, share=share)
         few_steps = heads.steps(len(sample), sum(one.weights.size for one in start)) == heads.STEPS[0]
-        hopeless = found["lda"].loss + HOPELESS if few_steps else np.inf
-        found["logistic"] = _first_minimum((attempt(*one) for one in path), hopeless)
+        hopeless, least = (found["lda"].loss + HOPELESS, LEAST_GAIN) if few_steps else (np.inf, 0.0)
+        found["logistic"] = _first_minimum((attempt(*one) for one in path), hopeless, least)
     return _combined(found, given[scored])
 
 
@@ -239,15 +244,15 @@ def _descend(attempt: Callable[[float], _Attempt], grid: tuple[float, ...]) -> _
     return best
 
 
-def _first_minimum(attempts: Iterator[_Attempt], hopeless: float) -> _Attempt:
-    """The last one before the log-loss rises; the first if its log-loss is hopeless."""
+def _first_minimum(attempts: Iterator[_Attempt], hopeless: float, least: float) -> _Attempt:
+    """The last one before the log-loss rises, or the one that lowers it by no more than `least`; the first if its log-loss is hopeless."""
     best = next(attempts)
     if best.loss > hopeless:
         return best
     for one in attempts:
-        if one.loss >= best.loss:
+        before, best = best.loss, min(best, one, key=lambda attempt: attempt.loss)
+        if one.loss >= before - least:
             break
-        best = one
     return best
 
 
@@ -266,13 +271,13 @@ def _sample(labels: Codes, n_classes: int) -> Codes:
 
 
 def _logits(rows: Float, folds: NDArray[np.integer], models: list[Linear]) -> Float:
-    """(b, K), each of the rows of `Features` by its fold's model."""
+    """(b, K), each of the rows of `Features` by its fold's model. folds: (b,), ascending."""
     logits = np.empty((len(rows), models[0].bias.size), dtype=np.float32)
-    for fold in np.unique(folds).tolist():
-        found = np.flatnonzero(folds == fold)
-        # Rows that follow each other, as those of the sample do, are not copied.
-        own = slice(found[0], found[-1] + 1) if found[-1] - found[0] < found.size else found
-        logits[own] = rows[own] @ models[fold].weights + models[fold].bias
+    ends = np.searchsorted(folds, np.arange(len(models) + 1))
+    for model, start, end in zip(models, ends, ends[1:], strict=False):
+        own = logits[start:end]
+        np.matmul(rows[start:end], model.weights, out=own)
+        own += model.bias
     return logits
 
 
@@ -306,8 +311,9 @@ def _temperature(logits: Float, given: Codes) -> tuple[float, float]:
 
 
 def _softmax(logits: Float) -> Float:
-    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: Float = exp / exp.sum(axis=1, keepdims=True)
+    result: Float = logits - logits.max(axis=1, keepdims=True)
+    np.exp(result, out=result)
+    result /= result.sum(axis=1, keepdims=True)
     return result
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dq_assets.audit.threads import map_in_order
 
 Codes = NDArray[np.int64]
 Float = NDArray[np.float32]
@@ -98,39 +99,22 @@ def blocks(n: int, n_columns: int, cells: int = BLOCK_CELLS) -> Iterator[slice]:
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def map_blocks(function: Callable[[slice], T], parts: Iterator[slice], threads: int = 2) -> Iterator[T]:
-    """function of each slice, in order, computed by `threads` threads; NumPy and reading let go of the interpreter's lock.
-
-    At most threads + 1 blocks are in work or waiting.
-    """
-    with ThreadPoolExecutor(threads) as pool:
-        pending = []
-        for part in parts:
-            pending.append(pool.submit(function, part))
-            if len(pending) > threads:
-                yield pending.pop(0).result()
-        yield from (one.result() for one in pending)
-
-
 def map_rows(function: Callable[[slice, Float], T], probs: Rows | Streamed, threads: int = 2) -> Iterator[T]:
-    """function of the place and the values of each block of rows, in order, as `map_blocks`. It must not change the values.
+    """function of the place and the values of each block of rows, as `map_in_order`. It must not change the values.
 
     Rows are read by the threads, and what is streamed by the caller. Raises ValueError if a stream has another shape.
     """
-    n, n_columns = probs.shape
-    if not isinstance(probs, Streamed):
-        yield from map_blocks(lambda part: function(part, probs[part]), blocks(n, n_columns), threads)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        pending, start = [], 0
-        for block in probs.read():
-            if block.shape[1] != n_columns:
-                raise ValueError(f"{block.shape[1]} columns were read where {n_columns} were expected.")
-            part = slice(start, start := start + len(block))
-            pending.append(pool.submit(function, part, block))
-            if len(pending) > threads:
-                yield pending.pop(0).result()
-        yield from (one.result() for one in pending)
+    if isinstance(probs, Streamed):
+        return map_in_order(lambda placed: function(*placed), _placed(probs), threads)
+    return map_in_order(lambda part: function(part, probs[part]), blocks(*probs.shape), threads)
+
+
+def _placed(probs: Streamed) -> Iterator[tuple[slice, Float]]:
+    (n, n_columns), start = probs.shape, 0
+    for block in probs.read():
+        if block.shape[1] != n_columns:
+            raise ValueError(f"{block.shape[1]} columns were read where {n_columns} were expected.")
+        yield slice(start, start := start + len(block)), block
     if start != n:
         raise ValueError(f"{start} rows were read where {n} were expected.")
 
