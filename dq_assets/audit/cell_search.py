@@ -2,8 +2,9 @@
 
 Vectors are rotated to their main directions. A partition (`audit.cells`) gives every vector to a cell, and each cell is compared with the
 cells that its members are nearest to, in matrix products. What one partition cuts apart, the next, drawn independently, mostly does not.
-So partitions are added until a sample of rows, whose neighbours were found by brute force, has the recall that was asked for. Nothing here
-settles distances: the caller measures the candidates on the full vectors.
+After each, a row is compared with the candidates of its candidates. Partitions are added until a sample of rows, whose neighbours were
+found by brute force, has the recall that was asked for; what is missed then is mostly of rows far from all, and these are compared with
+all. Nothing here settles distances: the caller measures the candidates on the full vectors.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def candidates(
     while len(used) < len(given) or (reached < recall and len(used) < MAX_PARTITIONS):
         number = len(used)
         centres = given[number] if number < len(given) else drawn(points, size, rng)
-        # Three to five partitions suffice for embeddings of up to 200,000 images; vectors without structure need ever wider looks.
+        # Two or three partitions suffice for embeddings of up to 200,000 images; vectors without structure need ever wider looks.
         budget = max(64 * size, 16 * kept) << max(0, (number - 3) // 2)
         order = _search(points, centres, budget, best)
         used.append(centres)
