@@ -36,6 +36,7 @@ LEAST_GAIN = 0.2 * TOLERANCE
 _NEWTON_STEPS = 30
 _MOST_TEMPERATURE = 3_000.0
 _BLOCK = heads.BLOCK
+_PREDICTED = 1024
 _SAMPLE_CELLS = 4_000_000
 _SAMPLE_ROWS = (2_000, 10_000)
 
@@ -137,7 +138,8 @@ def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.inte
     def predict(part: slice) -> Float:
         order = np.argsort(folds[part], kind="stable")
         logits = np.empty((len(order), n_classes), np.float32)
-        logits[order] = _logits(features.rows(part.start + order), folds[part][order], models)
+        for at in (order[start : start + _PREDICTED] for start in range(0, len(order), _PREDICTED)):
+            logits[at] = _logits(features.rows(part.start + at), folds[part][at], models)
         return _softmax(logits)
 
     metrics |= {"n_classes": float(n_classes), "n_labelled": float(labelled.size)}
@@ -160,7 +162,7 @@ def _fit(
     sample = _sample(labels, sums.counts.shape[1])
     sample = sample[np.argsort(folds[sample], kind="stable")]
     given, in_fold = labels[sample], folds[sample].astype(np.int64)
-    unit = features.rows(sample)  # every attempt scores these: made once
+    unit = features.gathered(sample)  # every attempt scores these: made once
     # The class of the other rows is in none of their training folds.
     scored = (sums.counts.sum(axis=0) - sums.counts)[in_fold, given] > 0
     trains = heads.trains(sums, dim)
