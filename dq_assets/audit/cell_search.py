@@ -312,8 +312,8 @@ def _exceeded(values: Floats, count: int) -> Floats:
     groups = 8 * count
     if values.shape[1] <= 2 * groups:
         return np.partition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count]
-    largest = values[:, : values.shape[1] // groups * groups].reshape(len(values), -1, groups).max(axis=1)
-    return np.partition(largest, groups - count, axis=1)[:, groups - count]
+    highest = values[:, : values.shape[1] // groups * groups].reshape(len(values), -1, groups).max(axis=1)
+    return np.partition(highest, groups - count, axis=1)[:, groups - count]
 
 
 def _merge(best: Best, rows: Ints, ids: NDArray[np.int32], values: Floats) -> None:

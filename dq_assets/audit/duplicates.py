@@ -184,6 +184,7 @@ def _bucket_pairs(codes: NDArray[np.uint64], key: Ints, reach: int, radius: int)
     order = np.argsort(key, kind="stable")
     key, codes = key[order], codes[order]
     start = np.searchsorted(key, np.arange(65537))
+    # At most _CHUNK looks at a time, and _BUCKETED rows.
     step = _CHUNK // min(MAX_BUCKET, max(int(np.diff(start).max()), _CHUNK // _BUCKETED))
 
     def search(task: tuple[int, int]) -> Ints:
