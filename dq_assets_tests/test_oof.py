@@ -95,14 +95,20 @@ def test_moving_and_stretching_all_vectors_alike_changes_nothing() -> None:
     np.testing.assert_allclose(moved.probs, oof_probabilities(vectors, labels, folds, 3).probs, atol=2e-3)
 
 
-def test_a_head_with_a_higher_log_loss_counts_less_and_without_enough_images_there_is_no_logistic_one() -> None:
+def test_a_head_with_a_higher_log_loss_counts_less_and_without_enough_images_there_is_no_logistic_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     vectors, labels, folds = blobs(n=1500, spread=3.0)
-    metrics = oof_probabilities(vectors, labels, folds, 3).metrics
-    weights = [metrics[f"{head}_weight"] for head in ("lda", "ridge", "logistic")]
-    assert sum(weights) == pytest.approx(1)
-    for head, weight in zip(("ridge", "logistic"), weights[1:], strict=True):
-        excess = max(metrics[f"{head}_log_loss"] - metrics["lda_log_loss"], 0)
-        assert weight == pytest.approx(weights[0] * np.exp(-excess / oof.TOLERANCE))
+    vectors[labels == 2] *= 3  # LDA takes all classes to be as wide
+    heads_ = ("lda", "ridge", "logistic")
+    for rich in (False, True):
+        monkeypatch.setattr(oof, "ROWS_PER_WEIGHT", 1500 / (17 * 3) + (0 if rich else 1))
+        metrics = oof_probabilities(vectors, labels, folds, 3).metrics
+        weights = np.array([metrics[f"{head}_weight"] for head in heads_])
+        losses = np.array([metrics[f"{head}_log_loss"] for head in heads_])
+        assert losses.min() < losses[0]
+        expected = np.exp(-np.maximum(losses - (losses.min() if rich else losses[0]), 0) / oof.TOLERANCE)
+        np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-6)
     few = oof_probabilities(vectors[:90], labels[:90], folds[:90], 3).metrics
     assert few["logistic_weight"] == 0
     assert np.isnan(few["logistic_log_loss"])

@@ -1,8 +1,8 @@
 """Out-of-fold class probabilities from vectors: three linear heads (`audit.heads`), calibrated and averaged.
 
 Their geometric mean is a hedge. LDA is the base; another head counts as much if its out-of-fold log-loss is no higher, and less the
-higher it is. It counts no more if its log-loss is lower: what predicts the labels as given better also learns how they go wrong
-(docs/decisions/0012, 0015).
+higher it is. It counts no more if its log-loss is lower, as what predicts the labels as given better also learns how they go wrong; but
+for heads with few weights (ROWS_PER_WEIGHT), of which the best is the base (docs/decisions/0012, 0015).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PENALTY = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Ridge: the penalty in units of the mean eigenvalue of the centred Gram matrix."""
 TOLERANCE = 0.05
 """A log-loss that is higher than that of LDA by this much, in nats, divides the weight by e. .03 to .15 differ by .001 on average."""
+ROWS_PER_WEIGHT = 10
+"""With so many labelled rows for each weight of a head, weights are by what its log-loss is above that of the best head, not of LDA."""
 PILOT_ROWS = 2_000
 """Shrinkage and penalty are chosen on as many rows, by whole folds: of 10,000 rows of five folds, on one."""
 LEAST_PER_CLASS = 50
@@ -192,12 +194,17 @@ def _fit(
         few_steps = heads.steps(len(sample), sum(one.weights.size for one in start)) == heads.STEPS[0]
         hopeless, least = (found["lda"].loss + HOPELESS, LEAST_GAIN) if few_steps else (np.inf, 0.0)
         found["logistic"] = _first_minimum((attempt(*one) for one in path), hopeless, least)
-    return _combined(found, given[scored])
+    rich = (labels >= 0).sum() >= ROWS_PER_WEIGHT * dim * sums.counts.shape[1]
+    return _combined(found, given[scored], base=None if rich else "lda")
 
 
-def _combined(found: dict[str, _Attempt], given: Codes) -> tuple[list[Linear], dict[str, float | list[float]]]:
-    """The calibrated geometric mean of the heads, for each fold, and the metrics. given: labels of the rows of their logits."""
-    weights = _weights([one.loss for one in found.values()])
+def _combined(found: dict[str, _Attempt], given: Codes, *, base: str | None) -> tuple[list[Linear], dict[str, float | list[float]]]:
+    """The calibrated geometric mean of the heads, for each fold, and the metrics.
+
+    given: labels of the rows of their logits. base: the head whose log-loss the others are measured by; None: the best.
+    """
+    losses = [one.loss for one in found.values()]
+    weights = _weights(losses, found[base].loss if base else min(losses))
     logits = [one.logits for one in found.values()]
     cooled = weights / [one.temperature for one in found.values()]
     mean = _weighted(cooled, logits)
@@ -223,9 +230,9 @@ def _combined(found: dict[str, _Attempt], given: Codes) -> tuple[list[Linear], d
     }
 
 
-def _weights(losses: list[float]) -> NDArray[np.float64]:
-    """Of each head, LDA first, by what its log-loss is above that of LDA; the sum is 1. Equal if nothing was scored."""
-    excess = [max(loss - losses[0], 0.0) if np.isfinite(loss) else 0.0 for loss in losses]
+def _weights(losses: list[float], base: float) -> NDArray[np.float64]:
+    """Of each head, by what its log-loss is above the base; the sum is 1. Equal if nothing was scored."""
+    excess = [max(loss - base, 0.0) if np.isfinite(loss) else 0.0 for loss in losses]
     weights = np.exp(-np.minimum(np.array(excess) / TOLERANCE, 50.0))  # above 0: 0 times a bias of -inf would be no number
     return np.asarray(weights / weights.sum())
 
