@@ -1,9 +1,10 @@
-"""Nearest neighbours by cosine distance: exact by brute force, or among the candidates of an index (`cells`).
+"""Nearest neighbours by cosine distance: exact by brute force, or among the candidates of an index (`cell_search`).
 
-float32 inner products find candidates; their order is then settled by a distance that has no rounding noise, because the
-noise of an inner product (1e-7) would put copies of an image in any order and at distances other than 0. Brute force compares a row
-with all others where its candidates cannot prove that they hold the answer, so its result is that of the definition, ties included.
-Its time grows with n squared; the index misses a measured share of the neighbours instead, but never a copy.
+float32 inner products find candidates; their order is then settled by half the squared difference, which has no such rounding noise: that
+of an inner product (1e-7) would put copies of an image in any order and at distances other than 0. Among the candidates of the index only
+distances below SMALL are settled so; beyond, the noise is a 5,000th at most. Brute force compares a row with all others where its
+candidates cannot prove that they hold the answer, so its result is that of the definition, ties included. Its time grows with n squared;
+the index misses a measured share of the neighbours instead, but never a copy.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _ROWS = 2048
 
 @dataclass(frozen=True)
 class Graph:
-    """positions (n, k') int64 and distances (n, k') float32 as of `nearest_neighbors`.
+    """positions (n, k') int64 and distances (n, k') float32 as of `nearest_neighbors`; of an index within NOISE from SMALL on.
 
     recall: 1 if exact, else the share of the true neighbours found for a sample of rows. cells: the index; None if there was none.
     """
