@@ -21,7 +21,8 @@ ONCE_FROM = 20_000
 def ours(data: str, n_classes: int) -> dict[str, Any]:
     """oof_probabilities."""
     import numpy as np
-    import torch  # noqa: F401  outside the clock, as the peer's imports are
+    import scipy.linalg  # noqa: F401  outside the clock, as the peer's imports are
+    import torch  # noqa: F401
 
     from dq_assets.audit.oof import oof_probabilities
 

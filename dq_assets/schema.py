@@ -304,7 +304,7 @@ TABLES: dict[str, Table] = {
             storage="matrix",
             inputs=("embeddings", "folds", "raw_manifest"),
             settings=("labels",),
-            algorithm=4,
+            algorithm=5,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -336,7 +336,7 @@ TABLES: dict[str, Table] = {
             rows="ok_images",
             inputs=("oof_probs", "embeddings", "folds", "raw_manifest"),
             settings=("labels", "folds"),
-            algorithm=6,
+            algorithm=7,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -369,7 +369,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("oof_probs", "folds", "raw_manifest"),
             settings=("folds",),
-            algorithm=2,
+            algorithm=3,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

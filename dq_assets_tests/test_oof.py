@@ -8,8 +8,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 
-from dq_assets.audit import heads, oof
-from dq_assets.audit.heads import Features
+from dq_assets.audit import features, heads, oof
+from dq_assets.audit.features import Features
 from dq_assets.audit.oof import oof_probabilities, oof_stream
 
 
@@ -37,24 +37,25 @@ def test_separable_classes_are_recognised_and_the_probabilities_are_distribution
 
 
 def of_fold(vectors: np.ndarray, labels: np.ndarray, folds: np.ndarray, fold: int) -> tuple[np.ndarray, heads.Train]:
-    """(n, d + 1) what the heads see, and what they learn from all folds but one."""
-    features = Features.of(vectors)
-    sums = heads.Sums.of(features, labels, folds, 5, int(labels.max()) + 1)
-    return features.rows(slice(None)), heads.trains(sums, features.dim)[fold]
+    """(n, D) what the heads see, and what they learn from all folds but one."""
+    seen = Features.of(vectors)
+    sums = heads.Sums.of(seen, labels, folds, 5, int(labels.max()) + 1)
+    return seen.rows(slice(None)), heads.trains(sums, seen.dim)[fold]
 
 
 def test_each_closed_head_equals_its_textbook_definition() -> None:
     vectors, labels, folds = blobs(spread=3.0)
     rows, train = of_fold(vectors, labels, folds, 2)
     x, y = rows[folds != 2], labels[folds != 2]
+    dim = rows.shape[1]
     head = heads.lda(train, 0.3)
     covariance = np.cov((x - np.stack([x[y == k].mean(0) for k in range(3)])[y]).T, bias=True)
-    shrunk = 0.7 * covariance + (0.3 * np.trace(covariance) / 17 + 1e-6) * np.eye(17)
+    shrunk = 0.7 * covariance + (0.3 * np.trace(covariance) / dim + 1e-6) * np.eye(dim)
     reference = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Fixed(shrunk)).fit(x, y)
     ours = oof._softmax(rows[folds == 2] @ head.weights + head.bias)
     np.testing.assert_allclose(ours, reference.predict_proba(rows[folds == 2]), atol=1e-3)
     head = heads.ridge(train, 0.3)
-    penalty = len(x) * (0.3 * np.trace(np.cov(x.T, bias=True)) / 17 + 1e-6)
+    penalty = len(x) * (0.3 * np.trace(np.cov(x.T, bias=True)) / dim + 1e-6)
     expected = Ridge(alpha=penalty).fit(x, np.eye(3)[y])
     np.testing.assert_allclose(rows[folds == 2] @ head.weights + head.bias, expected.predict(rows[folds == 2]), atol=1e-4)
 
@@ -62,16 +63,19 @@ def test_each_closed_head_equals_its_textbook_definition() -> None:
 def test_the_logistic_head_goes_to_the_minimum_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "STEPS", (300, 300))
     vectors, labels, folds = blobs(spread=3.0)
-    features = Features.of(vectors)
-    rows = features.rows(slice(None))
-    trains = heads.trains(heads.Sums.of(features, labels, folds, 5, 3), features.dim)
+    seen = Features.of(vectors)
+    rows = seen.rows(slice(None))
+    trains = heads.trains(heads.Sums.of(seen, labels, folds, 5, 3), seen.dim)
     x, y = rows[folds != 2], labels[folds != 2]
-    for penalty, models in heads.logistic_path(trains, rows, labels, folds, start=[heads.uniform(one) for one in trains], share=1.0):
-        added = penalty * np.trace(x.T @ x) / len(x) / 17
+    penalties = (0.1, 0.001)
+    start = [heads.uniform(one) for one in trains]
+    found = heads.logistic(trains, rows, labels, folds, penalties=penalties, wanted=slice(1, 3), start=start, share=1.0)
+    for penalty, (_, model) in zip(penalties, found, strict=True):
+        added = penalty * np.trace(x.T @ x) / len(x) / seen.dim
         best = LogisticRegression(C=1 / (len(x) * added), fit_intercept=False, max_iter=1000).fit(x, y)
         losses = [
             log_loss(y, oof._softmax(x @ weights + bias)) + added / 2 * (weights**2).sum()
-            for weights, bias in ((models[2].weights, models[2].bias), (best.coef_.T, best.intercept_))
+            for weights, bias in ((model.weights, model.bias), (best.coef_.T, best.intercept_))
         ]
         assert losses[0] < losses[1] + 0.001, penalty
 
@@ -95,19 +99,17 @@ def test_moving_and_stretching_all_vectors_alike_changes_nothing() -> None:
     np.testing.assert_allclose(moved.probs, oof_probabilities(vectors, labels, folds, 3).probs, atol=2e-3)
 
 
-def test_a_head_with_a_higher_log_loss_counts_less_and_without_enough_images_there_is_no_logistic_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_head_with_a_higher_log_loss_counts_less_and_without_enough_images_there_is_no_logistic_one() -> None:
     vectors, labels, folds = blobs(n=1500, spread=3.0)
-    vectors[labels == 2] *= 3  # LDA takes all classes to be as wide
-    heads_ = ("lda", "ridge", "logistic")
-    for rich in (False, True):
-        monkeypatch.setattr(oof, "ROWS_PER_WEIGHT", 1500 / (17 * 3) + (0 if rich else 1))
-        metrics = oof_probabilities(vectors, labels, folds, 3).metrics
-        weights = np.array([metrics[f"{head}_weight"] for head in heads_])
-        losses = np.array([metrics[f"{head}_log_loss"] for head in heads_])
-        assert losses.min() < losses[0]
-        expected = np.exp(-np.maximum(losses - (losses.min() if rich else losses[0]), 0) / oof.TOLERANCE)
+    wide = np.where((labels == 2)[:, None], 3 * vectors, vectors)  # LDA takes all classes to be as wide
+    between = np.random.default_rng(8).normal(size=(1500, 130)).astype(np.float32)
+    between[:, 0] += 3 * labels  # ridge does not see a class that lies between two others
+    for given, lowest in ((wide, "ridge"), (between, "lda")):
+        metrics = oof_probabilities(given, labels, folds, 3).metrics
+        weights = np.array([metrics[f"{head}_weight"] for head in ("lda", "ridge", "logistic")])
+        losses = np.array([metrics[f"{head}_log_loss"] for head in ("lda", "ridge", "logistic")])
+        assert losses.min() == metrics[f"{lowest}_log_loss"] < losses.max()
+        expected = np.exp(-np.maximum(losses - losses[0], 0) / oof.TOLERANCE)
         np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-6)
     few = oof_probabilities(vectors[:90], labels[:90], folds[:90], 3).metrics
     assert few["logistic_weight"] == 0
@@ -223,7 +225,7 @@ def test_fewer_rows_than_dimensions_give_the_probabilities_of_the_full_space(mon
     vectors = (rng.normal(size=(60, 200)) + np.eye(3)[labels].repeat(70, axis=1)[:, :200]).astype(np.float32)
     folds = np.arange(60) % 4
     small = oof_probabilities(vectors, labels, folds, 3)
-    monkeypatch.setattr(Features, "in_row_space", lambda features, rows: features)
+    monkeypatch.setattr(Features, "in_row_space", lambda seen, rows: seen)
     whole = oof_probabilities(vectors, labels, folds, 3)
     assert np.abs(small.probs - whole.probs).max() < 1e-3
     assert small.metrics["shrinkage"] == whole.metrics["shrinkage"]
@@ -269,7 +271,7 @@ def test_a_stream_gives_the_same_rows_and_knows_at_its_end_how_they_agree_with_t
     vectors, labels, folds = blobs(spread=3.0)
     labels = np.where(np.arange(600) % 7 == 0, -1, labels)
     whole = oof_probabilities(vectors, labels, folds, 3)
-    monkeypatch.setattr(oof, "_BLOCK", 64)
+    monkeypatch.setattr(oof, "BLOCK", 64)
     stream = oof_stream(vectors, labels, folds, 3)
     assert stream.shape == (600, 3)
     assert "accuracy" not in stream.metrics
@@ -278,3 +280,41 @@ def test_a_stream_gives_the_same_rows_and_knows_at_its_end_how_they_agree_with_t
     np.testing.assert_allclose(np.concatenate(blocks), whole.probs, atol=1e-5)
     assert stream.metrics["accuracy"] == whole.metrics["accuracy"]
     assert stream.metrics["log_loss"] == pytest.approx(whole.metrics["log_loss"], abs=1e-5)
+
+
+def test_classes_in_two_places_each_are_told_apart_by_waves() -> None:
+    rng = np.random.default_rng(9)
+    at = rng.integers(0, 2, (2000, 2))
+    vectors = (2.0 * at + 0.4 * rng.normal(size=(2000, 2))).astype(np.float32)
+    metrics = oof_probabilities(vectors, at[:, 0] ^ at[:, 1], np.arange(2000) % 5, 2).metrics  # no line parts them
+    assert metrics["waves"] == 500
+    assert metrics["accuracy"] > 0.95
+
+
+def test_without_use_for_waves_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels, folds = blobs(spread=3.0)
+    found = oof_probabilities(vectors, labels, folds, 3)
+    assert found.metrics["waves"] == 0
+    monkeypatch.setattr(features, "WAVED_DIM", 15)
+    np.testing.assert_allclose(found.probs, oof_probabilities(vectors, labels, folds, 3).probs, atol=1e-4)
+
+
+def test_waves_of_two_vectors_give_a_gaussian_of_their_distance_also_where_one_is_far_from_all() -> None:
+    rng = np.random.default_rng(10)
+    vectors = rng.normal(size=(4000, 6)).astype(np.float32)
+    vectors[0] = 1e30
+    seen = Features.of(vectors)
+    waves = seen.rows(slice(None))[:, 7:]
+    assert waves.shape == (4000, 2 * features.N_WAVES)
+    np.testing.assert_allclose((waves**2).sum(axis=1), 1, atol=1e-4)
+    squares = ((vectors[1:200, None] - vectors[None, 200:300]) ** 2).sum(axis=2) / seen.width**2
+    assert np.abs(waves[1:200] @ waves[200:300].T - np.exp(-squares / 2)).max() < 0.2
+    assert seen.width == pytest.approx(np.sqrt(2 * 6), rel=0.1)
+
+
+def test_few_labelled_images_get_few_waves_and_vectors_that_are_all_alike_or_long_none() -> None:
+    vectors = blobs()[0]
+    assert Features.of(vectors).n_waves == 150
+    assert Features.of(vectors, n_labelled=40).n_waves == 10
+    assert Features.of(np.ones((600, 16), np.float32)).n_waves == 0
+    assert Features.of(np.random.default_rng(0).normal(size=(600, 129)).astype(np.float32)).n_waves == 0

@@ -31,7 +31,7 @@ SUREST = 0.02
 """Share of the images whose least probable class shows the noise that the probabilities contain."""
 NEAR = 0.2
 """A margin below this share of the median margin is a doubt of the model. A temperature or label noise scales all margins alike."""
-APART, MIXED = 0.085, 0.105
+APART, MIXED = 0.085, 0.095
 """`crowded` of classes that are apart, and of classes that are not. Models with 0.3, 5, 6, 14 and 20 % of wrong predictions
 had .01, .07, .08, .12 and .13; beyond that it says no more."""
 OWN = 10.0
@@ -44,7 +44,9 @@ BLIND = (0.3, 0.2)
 """Joint over disagreements where the joint sees enough, and where not: errors at the boundary between classes have below .2, mostly."""
 WITHOUT_NOISE = (0.4, 0.6, 0.8, 1.0)
 """Exponents tried for the probabilities without noise: those of others may be too sure of themselves, which is no noise."""
-PLAIN_NOISE = (0.05, 0.3)
+NONE_SEEN = (0.5, 0.2)
+"""`uniform` over `gentle` of errors to any class alike, at least, and of errors that depend on the picture, mostly."""
+PLAIN_NOISE = (0.0, 0.2)
 """`Uniform.plain` of errors that depend on the picture is 0 to .1 (.18 at most), of such with a fifth that do not .01 to .3, of errors to
 any class alike .1 to .8; with 35 % and more of wrong predictions it is .01 to .1 whatever the errors are."""
 SLOPES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)
@@ -173,7 +175,7 @@ def estimate(readings: Readings) -> Estimate:
     """
     r = readings
     evidence = r.uniform / max(r.gentle, _TINY)
-    none_seen, no_classes = _ramp(evidence, 0.5, 0.0), 1 - r.classes
+    none_seen, no_classes = _ramp(evidence, *NONE_SEEN), 1 - r.classes
     ratio = r.joint / max(r.disagreement, 0.5)
     # More than all disagreements are no errors: thresholds below the most probable class, as of a weak model with many classes.
     joint = min(r.joint, r.disagreement)
@@ -184,7 +186,7 @@ def estimate(readings: Readings) -> Estimate:
     unaccounted = 1 - _ramp(r.uniform / max(r.disagreement - own, 0.5), 0.0, 1.0)
     all_of_them = max(none_seen * max(more, _ramp(ratio, *BLIND)), far_more * no_classes * unaccounted)
     apart = _between(max(joint, r.disagreement - own), r.disagreement, all_of_them)
-    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, (0.8 - 0.2 * r.classes) * none_seen)
+    mixed = _between(_between(joint, min(r.by_class, joint), 0.6 * (1 - excess)), r.disagreement, 0.8 * none_seen)
     mixed = _between(mixed, min(r.uniform, mixed), _ramp(r.plain, *PLAIN_NOISE) * (1 - far_more) * no_classes)
     count = _between(mixed, apart, _ramp(r.crowded, MIXED, APART))
     if r.sharpness >= 2:

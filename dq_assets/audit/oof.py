@@ -1,43 +1,38 @@
 """Out-of-fold class probabilities from vectors: three linear heads (`audit.heads`), calibrated and averaged.
 
 Their geometric mean is a hedge. LDA is the base; another head counts as much if its out-of-fold log-loss is no higher, and less the
-higher it is. It counts no more if its log-loss is lower, as what predicts the labels as given better also learns how they go wrong; but
-for heads with few weights (ROWS_PER_WEIGHT), of which the best is the base (docs/decisions/0012, 0015).
+higher it is. It counts no more if its log-loss is lower, as what predicts the labels as given better also learns how they go wrong
+(docs/decisions/0012, 0015).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dq_assets.audit import heads
 from dq_assets.audit.agreement import Agreement
-from dq_assets.audit.heads import Codes, Features, Float, Linear, Sums, Train
+from dq_assets.audit.features import BLOCK, Codes, Features, Float
+from dq_assets.audit.heads import Linear, Sums, Train
 from dq_assets.audit.threads import map_in_order, one_thread_each
 
 SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.85)
 """LDA: share of the covariance that is replaced by its mean variance. 3,952 x 1280 wants .3 to .6, 50,000 x 1280 less, 8 dimensions .01."""
 PENALTY = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Ridge: the penalty in units of the mean eigenvalue of the centred Gram matrix."""
+LOGISTIC_PENALTY = (0.1, 0.01, 0.001, 0.0001)
+"""In units of the mean eigenvalue. 4,000 photos want .1, 50,000 vectors .01. What is weaker is tried where many steps can be afforded."""
 TOLERANCE = 0.05
 """A log-loss that is higher than that of LDA by this much, in nats, divides the weight by e. .03 to .15 differ by .001 on average."""
-ROWS_PER_WEIGHT = 10
-"""With so many labelled rows for each weight of a head, weights are by what its log-loss is above that of the best head, not of LDA."""
 PILOT_ROWS = 2_000
 """Shrinkage and penalty are chosen on as many rows, by whole folds: of 10,000 rows of five folds, on one."""
 LEAST_PER_CLASS = 50
 """With fewer images per class in the sample there is no logistic head: it would need them all, and they would take hours."""
-HOPELESS = 4 * TOLERANCE
-"""In nats above LDA. Of large problems, whose logistic head takes few steps, later penalties halved what it was above LDA at best (.31 to
-.16, .08 to .04, .24 to .21): from there it would weigh a seventh of LDA. Small ones gained up to .54, and cost nothing."""
-LEAST_GAIN = 0.2 * TOLERANCE
-"""In nats: a penalty that gains less is the last one. Of large problems alone, as HOPELESS."""
 _NEWTON_STEPS = 30
 _MOST_TEMPERATURE = 3_000.0
-_BLOCK = heads.BLOCK
 _PREDICTED = 1024
 _SAMPLE_CELLS = 4_000_000
 _SAMPLE_ROWS = (2_000, 10_000)
@@ -73,7 +68,7 @@ class OofStream:
         n = self.shape[0]
         found = Agreement(self.shape[1], int(self._folds.max(initial=-1)) + 1)
         start = 0
-        for probs in map_in_order(self._predict, (slice(at, min(at + _BLOCK, n)) for at in range(0, n, _BLOCK))):
+        for probs in map_in_order(self._predict, (slice(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK))):
             part = slice(start, start := start + len(probs))
             found.add(probs, self._labels[part], self._folds[part])
             yield probs
@@ -114,7 +109,7 @@ def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.inte
     included.
 
     metrics: temperature (divisor of the averaged logits); for lda, ridge and logistic, `_temperature`, `_log_loss` (of that head alone, on
-    the sample) and `_weight` (in the mean; 0 for a head that was not fitted); shrinkage, penalty, logistic_penalty; ece_before and
+    the sample) and `_weight` (in the mean; 0 for a head that was not fitted); shrinkage, penalty, logistic_penalty; waves; ece_before and
     ece_after (15 bins, on the sample, without and with the temperatures); n_classes, n_labelled; and those of
     `audit.agreement.Agreement`. Measures against labels are NaN if no row is labelled.
 
@@ -125,17 +120,19 @@ def oof_stream(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.inte
     n = len(vectors)
     n_folds = int(folds.max(initial=-1)) + 1
     labelled = np.flatnonzero(labels >= 0)
-    features = Features.of(vectors)
+    features = Features.of(vectors, labelled.size)
 
     def uniform(part: slice) -> Float:
         return np.full((part.stop - part.start, n_classes), np.float32(1 / max(n_classes, 1)))
 
     if n_classes <= 1 or n == 0 or labelled.size == 0:
         return OofStream(uniform, labels, folds, n_classes, _no_metrics(n_classes, labelled.size, n_folds))
+    if labelled.size < features.dim:
+        features = features.without_waves()
     dim = features.dim
     if labelled.size < dim:
         features = features.in_row_space(labelled)
-    models, metrics = _fit(features, labels, folds, Sums.of(features, labels, folds, n_folds, n_classes), dim=dim)
+    features, models, metrics = _fit(features, labels, folds, Sums.of(features, labels, folds, n_folds, n_classes), dim=dim)
 
     def predict(part: slice) -> Float:
         order = np.argsort(folds[part], kind="stable")
@@ -157,54 +154,107 @@ def _check(vectors: Float, labels: NDArray[np.int64], folds: NDArray[np.integer]
         raise ValueError("folds has a negative number. Give every image a fold.")
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """The sample on which settings are chosen, and what the heads learn from.
+
+    unit: (S, D) rows of `Features`, in the order of their folds; every attempt scores them. given, in_fold: (S,). scored: (S,) the class of
+    the other rows is in none of their training folds. trains: of each fold. pilot: on so many first folds a setting is chosen, as each try
+    of each fold solves D x D.
+    """
+
+    unit: Float
+    given: Codes
+    in_fold: Codes
+    scored: NDArray[np.bool_]
+    trains: list[Train]
+    pilot: int
+
+    @classmethod
+    def of(cls, features: Features, labels: Codes, folds: NDArray[np.integer], sums: Sums, *, dim: int) -> _Trial:
+        """dim: as of `heads.trains`."""
+        sample = _sample(labels, sums.counts.shape[1])
+        sample = sample[np.argsort(folds[sample], kind="stable")]
+        given, in_fold = labels[sample], folds[sample].astype(np.int64)
+        scored = (sums.counts.sum(axis=0) - sums.counts)[in_fold, given] > 0
+        enough = np.bincount(in_fold[scored], minlength=len(sums.counts)).cumsum() >= PILOT_ROWS
+        pilot = int(enough.argmax()) + 1 if enough.any() else len(sums.counts)
+        return cls(features.gathered(sample), given, in_fold, scored, heads.trains(sums, dim), pilot)
+
+    def first(self, dim: int) -> _Trial:
+        """The same on the first entries of each row."""
+        return replace(self, unit=np.ascontiguousarray(self.unit[:, :dim]), trains=[one.first(dim) for one in self.trains])
+
+    def attempt(self, value: float, models: list[Linear]) -> _Attempt:
+        """models: of the first folds, or of all."""
+        rows = slice(0, int(np.searchsorted(self.in_fold, len(models))))
+        scored = self.scored[rows]
+        logits = _logits(self.unit[rows], self.in_fold[rows], models)[scored]
+        return _Attempt(value, models, logits, *_temperature(logits, self.given[rows][scored]))
+
+    def closed(self, kind: Callable[[Train, float], Linear], grid: tuple[float, ...]) -> _Attempt:
+        """The best of the grid of a head with a solution in closed form."""
+
+        def solved(values: tuple[float, ...], folds: list[Train]) -> list[list[Linear]]:
+            pairs = [(value, one) for value in values for one in folds]
+            found = list(one_thread_each(lambda pair: kind(pair[1], pair[0]) if pair[1].counts.any() else heads.uniform(pair[1]), pairs))
+            return [found[at : at + len(folds)] for at in range(0, len(found), len(folds))]
+
+        def attempts(values: tuple[float, ...]) -> list[_Attempt]:
+            return [self.attempt(*one) for one in zip(values, solved(values, self.trains[: self.pilot]), strict=True)]
+
+        best = _descend(attempts, grid)
+        if self.pilot == len(self.trains):
+            return best
+        return self.attempt(best.value, best.heads + solved((best.value,), self.trains[self.pilot :])[0])
+
+    def logistic(self, lda: _Attempt, n_labelled: int) -> _Attempt:
+        """The best logistic regression from LDA on."""
+        factor = np.float32(1 / lda.temperature)
+        start = [Linear(factor * one.weights, factor * one.bias) for one in lda.heads]
+
+        def solved(penalties: tuple[float, ...], wanted: slice) -> list[list[Linear]]:
+            share = len(self.given) / n_labelled
+            sample = self.unit, self.given, self.in_fold
+            return heads.logistic(self.trains, *sample, penalties=penalties, wanted=wanted, start=start, share=share)
+
+        few_steps = heads.steps(len(self.given), sum(one.weights.size for one in start)) == heads.STEPS[0]
+        penalties = LOGISTIC_PENALTY[:2] if few_steps else LOGISTIC_PENALTY
+        tried = solved(penalties, slice(0, self.pilot))
+        best = min((self.attempt(*one) for one in zip(penalties, tried, strict=True)), key=lambda one: one.loss)
+        if self.pilot == len(self.trains):
+            return best
+        return self.attempt(best.value, best.heads + solved((best.value,), slice(self.pilot, len(self.trains)))[0])
+
+
 def _fit(
     features: Features, labels: Codes, folds: NDArray[np.integer], sums: Sums, *, dim: int
-) -> tuple[list[Linear], dict[str, float | list[float]]]:
-    """One calibrated model per fold, and what was chosen. dim: `features.dim` before they were reduced to their row space."""
-    sample = _sample(labels, sums.counts.shape[1])
-    sample = sample[np.argsort(folds[sample], kind="stable")]
-    given, in_fold = labels[sample], folds[sample].astype(np.int64)
-    unit = features.gathered(sample)  # every attempt scores these: made once
-    # The class of the other rows is in none of their training folds.
-    scored = (sums.counts.sum(axis=0) - sums.counts)[in_fold, given] > 0
-    trains = heads.trains(sums, dim)
+) -> tuple[Features, list[Linear], dict[str, float | list[float]]]:
+    """The features without waves if they do not lower the log-loss of LDA, one calibrated model per fold, and what was chosen.
 
-    def attempt(value: float, models: list[Linear]) -> _Attempt:
-        rows = slice(0, int(np.searchsorted(in_fold, len(models))))
-        logits = _logits(unit[rows], in_fold[rows], models)[scored[rows]]
-        return _Attempt(value, models, logits, *_temperature(logits, given[rows][scored[rows]]))
-
-    # A setting is chosen on the first folds that hold PILOT_ROWS: each try of each fold solves d x d.
-    enough = np.bincount(in_fold[scored], minlength=len(trains)).cumsum() >= PILOT_ROWS
-    pilot = int(enough.argmax()) + 1 if enough.any() else len(trains)
-
-    def closed(kind: Callable[[Train, float], Linear], grid: tuple[float, ...]) -> _Attempt:
-        def solved(value: float, some: list[Train]) -> list[Linear]:
-            return list(one_thread_each(lambda one: kind(one, value) if one.counts.any() else heads.uniform(one), some))
-
-        best = _descend(lambda value: attempt(value, solved(value, trains[:pilot])), grid)
-        return best if pilot == len(trains) else attempt(best.value, best.heads + solved(best.value, trains[pilot:]))
-
-    found = {"lda": closed(heads.lda, SHRINKAGE), "ridge": closed(heads.ridge, PENALTY)}
-    if len(sample) >= LEAST_PER_CLASS * sums.counts.shape[1]:
-        factor = np.float32(1 / found["lda"].temperature)
-        start = [Linear(factor * one.weights, factor * one.bias) for one in found["lda"].heads]
-        share = float(len(sample) / (labels >= 0).sum())
-        path = heads.logistic_path(trains, unit, given, in_fold, start=start, share=share)
-        few_steps = heads.steps(len(sample), sum(one.weights.size for one in start)) == heads.STEPS[0]
-        hopeless, least = (found["lda"].loss + HOPELESS, LEAST_GAIN) if few_steps else (np.inf, 0.0)
-        found["logistic"] = _first_minimum((attempt(*one) for one in path), hopeless, least)
-    rich = (labels >= 0).sum() >= ROWS_PER_WEIGHT * dim * sums.counts.shape[1]
-    return _combined(found, given[scored], base=None if rich else "lda")
+    dim: `features.dim` before they were reduced to their row space.
+    """
+    trial = _Trial.of(features, labels, folds, sums, dim=dim)
+    lda = trial.closed(heads.lda, SHRINKAGE)
+    if features.n_waves:
+        linear = features.without_waves()
+        without = trial.first(linear.dim)
+        lda_without = without.closed(heads.lda, SHRINKAGE)
+        if lda_without.loss <= lda.loss:
+            features, trial, lda = linear, without, lda_without
+    found = {"lda": lda, "ridge": trial.closed(heads.ridge, PENALTY)}
+    if len(trial.given) >= LEAST_PER_CLASS * sums.counts.shape[1]:
+        found["logistic"] = trial.logistic(lda, int((labels >= 0).sum()))
+    models, metrics = _combined(found, trial.given[trial.scored])
+    return features, models, metrics | {"waves": float(features.n_waves)}
 
 
-def _combined(found: dict[str, _Attempt], given: Codes, *, base: str | None) -> tuple[list[Linear], dict[str, float | list[float]]]:
+def _combined(found: dict[str, _Attempt], given: Codes) -> tuple[list[Linear], dict[str, float | list[float]]]:
     """The calibrated geometric mean of the heads, for each fold, and the metrics.
 
-    given: labels of the rows of their logits. base: the head whose log-loss the others are measured by; None: the best.
+    given: labels of the rows of their logits.
     """
-    losses = [one.loss for one in found.values()]
-    weights = _weights(losses, found[base].loss if base else min(losses))
+    weights = _weights([one.loss for one in found.values()], found["lda"].loss)
     logits = [one.logits for one in found.values()]
     cooled = weights / [one.temperature for one in found.values()]
     mean = _weighted(cooled, logits)
@@ -237,31 +287,17 @@ def _weights(losses: list[float], base: float) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
-def _descend(attempt: Callable[[float], _Attempt], grid: tuple[float, ...]) -> _Attempt:
-    """The best of the grid, from its middle downhill: the log-loss had one minimum in every trial, and each try costs F solves."""
+def _descend(attempts: Callable[[tuple[float, ...]], list[_Attempt]], grid: tuple[float, ...]) -> _Attempt:
+    """The best of the grid, from the three in its middle downhill: the log-loss had one minimum in every trial."""
     at = len(grid) // 2
-    best = attempt(grid[at])
-    for step in (1, -1):
-        moved = False
-        while 0 <= at + step < len(grid):
-            other = attempt(grid[at + step])
-            if other.loss >= best.loss:
-                break
-            best, at, moved = other, at + step, True
-        if moved:
+    three = attempts(grid[at - 1 : at + 2])
+    step = min((0, -1, 1), key=lambda one: three[1 + one].loss)
+    best, at = three[1 + step], at + step
+    while step and 0 <= at + step < len(grid):
+        other = attempts((grid[at + step],))[0]
+        if other.loss >= best.loss:
             break
-    return best
-
-
-def _first_minimum(attempts: Iterator[_Attempt], hopeless: float, least: float) -> _Attempt:
-    """The last one before the log-loss rises, or the one that lowers it by no more than `least`; the first if its log-loss is hopeless."""
-    best = next(attempts)
-    if best.loss > hopeless:
-        return best
-    for one in attempts:
-        before, best = best.loss, min(best, one, key=lambda attempt: attempt.loss)
-        if one.loss >= before - least:
-            break
+        best, at = other, at + step
     return best
 
 
@@ -339,7 +375,7 @@ def _ece(probs: Float, given: NDArray[np.int64]) -> float:
 
 def _no_metrics(n_classes: int, n_labelled: int, n_folds: int) -> dict[str, float | list[float]]:
     """Metrics where nothing is fitted."""
-    names = ["log_loss", "accuracy", "ece_before", "ece_after", "shrinkage", "penalty", "logistic_penalty"]
+    names = ["log_loss", "accuracy", "ece_before", "ece_after", "shrinkage", "penalty", "logistic_penalty", "waves"]
     names += [f"{head}_{what}" for head in ("lda", "ridge", "logistic") for what in ("weight", "log_loss", "temperature")]
     nothing: dict[str, float | list[float]] = {name: float("nan") for name in names}
     counts = {"temperature": 1.0, "n_classes": float(n_classes), "n_labelled": float(n_labelled)}

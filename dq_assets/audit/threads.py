@@ -6,7 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -19,18 +23,27 @@ def map_in_order(function: Callable[[A], T], items: Iterable[A], threads: int = 
 
 
 def one_thread_each(function: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
-    """`map_in_order` by a worker per core, each of which computes alone, as single products of torch are too small to share.
+    """`map_in_order` by a worker per core, each of which computes alone, as single products of torch or NumPy are too small to share.
 
-    As many answers wait at a time as there are workers, times four.
+    As many answers wait at a time as there are workers, times four. NumPy's products have one thread everywhere meanwhile.
     """
     import torch
 
     before, n_workers = torch.get_num_threads(), os.cpu_count() or 1
-    with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    alone = ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,))
+    with _libraries().limit(limits=1, user_api="blas"), alone as pool:
         try:
             yield from _in_order(pool, function, items, 4 * n_workers)
         finally:
             torch.set_num_threads(before)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """That NumPy computes with. Looking for them takes 12 ms."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[A], T], items: Iterable[A], ahead: int) -> Iterator[T]:
