@@ -17,7 +17,7 @@ from dq_assets.audit import heads
 from dq_assets.audit.agreement import Agreement
 from dq_assets.audit.features import BLOCK, Codes, Features, Float
 from dq_assets.audit.heads import Linear, Sums, Train
-from dq_assets.audit.threads import map_in_order, one_thread_each
+from dq_assets.audit.threads import one_thread_each
 
 SHRINKAGE = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.85)
 """LDA: share of the covariance that is replaced by its mean variance. 3,952 x 1280 wants .3 to .6, 50,000 x 1280 less, 8 dimensions .01."""
@@ -64,11 +64,11 @@ class OofStream:
         self._predict, self._labels, self._folds = predict, labels, folds
 
     def blocks(self) -> Iterator[Float]:
-        """(b, K) rows, in order. Read to the end, once; the next two blocks are computed while the reader has this one."""
+        """(b, K) rows, in order. Read to the end, once; the next blocks are computed while the reader has this one."""
         n = self.shape[0]
         found = Agreement(self.shape[1], int(self._folds.max(initial=-1)) + 1)
         start = 0
-        for probs in map_in_order(self._predict, (slice(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK))):
+        for probs in one_thread_each(self._predict, (slice(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK))):
             part = slice(start, start := start + len(probs))
             found.add(probs, self._labels[part], self._folds[part])
             yield probs
