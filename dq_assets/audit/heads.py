@@ -23,6 +23,7 @@ STEPS = (4, 32)
 precision of wrong labels within .01; 8 dimensions want 30, and get them in no time."""
 STEP_OPERATIONS = 1e10
 _LEARNT = 1250
+"""Rows that a core learns from at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Sums:
 class Train:
     """What the heads need of a fold's training rows: moments (D, D) as float32, class means (K, D), counts (K,).
 
-    second is the mean of x x'. dim: length of the vectors as they were given, plus one; the mean variance is over that many dimensions.
+    second is the mean of x x'. dim: `Features.dim` before they were reduced to their row space; the mean variance is over that many.
     """
 
     second: Float
