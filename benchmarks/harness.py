@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -92,6 +93,16 @@ def child(module: str, function: str, *, env: Mapping[str, str] | None = None, *
         argv = [sys.executable, "-c", f"{call}; {answer}", f"benchmarks.{module}", function, json.dumps(arguments), file.name]
         found = process(argv, env=env)
         return Measured(**{**vars(found), "answer": json.load(file) or {}})
+
+
+def answers(module: str, function: str, each: Sequence[Row]) -> list[Row]:
+    """The "rows" of function(**arguments), for each of the arguments, in one list.
+
+    As many calls at a time as there are cores, with one thread each: for what is scored and not timed.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = pool.map(lambda arguments: child(module, function, env=ONE_THREAD, **arguments), each)
+        return [one for run in runs for one in run.answer["rows"]]
 
 
 def alternate(runs: Mapping[str, Callable[[], Measured]], repeats: int) -> dict[str, list[Measured]]:

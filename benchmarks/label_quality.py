@@ -3,20 +3,22 @@
 Made vectors with known truth: classes of two clusters, uneven in size, some close to each other. The strong model sees all of it, the
 weak one eight random projections with noise. Errors: to any class alike; by class, to two others; by picture, where the true class is
 ambiguous in a blurred view of it, to a class that it resembles. cleanlab's filters get the same probabilities; its self-confidence, and so
-its ranking, those of cross-validated LogisticRegression, as in its tutorials. Figures are means over SEEDS.
+its ranking, those of cross-validated LogisticRegression, as in its tutorials. After a review: of 100 images that `review` drew, mean of
+three draws, the verdicts included. Figures are means over SEEDS.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.harness import ONE_THREAD, Benchmark, Row, Work, child
+from benchmarks.harness import Benchmark, Row, Work, answers
 
 SEEDS = (5, 6, 7)
 RATES = (0.02, 0.1, 0.2, 0.4)
 KINDS = ("any class", "by class", "by picture")
 MODELS = ("strong", "weak")
 N_CLASSES, DIM, N_FOLDS = 8, 64, 5
+REVIEWED, DRAWS = 100, 3
 FILTERS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given")
 _HIDDEN = 12
 _SEPARATION = 3.2
@@ -43,24 +45,27 @@ def trials(n: int, seed: int, rates: tuple[float, ...] = RATES) -> dict[str, lis
     found: list[Row] = []
     for kind in KINDS:
         for rate in rates:
-            given = _noisy(true, nearness, kind, rate, np.random.default_rng([seed, int(1000 * rate)]))
+            given = noisy(true, nearness, kind, rate, np.random.default_rng([seed, int(1000 * rate)]))
             for model, vectors in zip(MODELS, (strong, weak), strict=True):
                 row = {"errors": kind, "rate": rate, "model": model}
-                found.append(row | _trial(vectors.astype(np.float32), given, given != true, folds))
-    return {"trials": found}
+                found.append(row | trial(vectors.astype(np.float32), given, given != true, folds, N_CLASSES))
+    return {"rows": found}
 
 
-def _noisy(true: Any, nearness: Any, kind: str, rate: float, rng: Any) -> Any:
-    """Labels of which about the given share are wrong."""
+def noisy(true: Any, nearness: Any, kind: str, rate: float, rng: Any) -> Any:
+    """Labels (n,) of which about the given share are wrong.
+
+    true: (n,) codes. nearness: (n, K) log of how much each image looks like each class, for the errors by picture.
+    """
     import numpy as np
 
-    n = len(true)
+    n, n_classes = nearness.shape
     if kind == "any class":
-        return np.where(rng.random(n) < rate, (true + rng.integers(1, N_CLASSES, n)) % N_CLASSES, true)
+        return np.where(rng.random(n) < rate, (true + rng.integers(1, n_classes, n)) % n_classes, true)
     if kind == "by class":
-        rates = np.minimum(rate * rng.uniform(0.4, 1.6, N_CLASSES), 0.55)
-        step = np.where(rng.random(n) < 0.7, 1, 3)
-        return np.where(rng.random(n) < rates[true], (true + step) % N_CLASSES, true)
+        rates = np.minimum(rate * rng.uniform(0.4, 1.6, n_classes), 0.55)
+        step = np.where(rng.random(n) < 0.7, 1, 3 % n_classes or 2)
+        return np.where(rng.random(n) < rates[true], (true + step) % n_classes, true)
     other = nearness.copy()
     other[np.arange(n), true] = -np.inf
     likeness = other.max(axis=1) - nearness[np.arange(n), true]
@@ -68,29 +73,36 @@ def _noisy(true: Any, nearness: Any, kind: str, rate: float, rng: Any) -> Any:
     return np.where(spread > np.quantile(spread, 1 - rate), other.argmax(axis=1), true)
 
 
-def _trial(vectors: Any, given: Any, wrong: Any, folds: Any) -> Row:
-    """F1 of each flag, average precision of each ranking, and the count over the truth."""
+def trial(vectors: Any, given: Any, wrong: Any, folds: Any, n_classes: int) -> Row:
+    """F1 of each flag, average precision of each ranking, and the count over the truth. vectors: (n, d); the rest: (n,)."""
     import numpy as np
     from cleanlab.filter import find_label_issues
     from sklearn.metrics import average_precision_score
 
-    from dq_assets.audit import confident, errors
+    from dq_assets.audit import confident, errors, review
     from dq_assets.audit.oof import oof_probabilities
     from dq_assets.settings import Labels
 
     n = len(given)
-    probs = oof_probabilities(vectors, given, folds, N_CLASSES).probs
-    noise = confident.label_noise(given, probs, np.ones(N_CLASSES, dtype=bool))
+    probs = oof_probabilities(vectors, given, folds, n_classes).probs
+    noise = confident.label_noise(given, probs, np.ones(n_classes, dtype=bool))
     assert len(noise.rows) == n
     own = probs[np.arange(n), given]
-    counts = np.bincount(given, minlength=N_CLASSES)
-    thresholds = confident.class_thresholds(given, noise.probs[:, 0], N_CLASSES)
+    counts = np.bincount(given, minlength=n_classes)
+    thresholds = confident.class_thresholds(given, noise.probs[:, 0], n_classes)
     joint = confident.calibrated_joint(confident.confident_joint(noise.classes, noise.probs, thresholds), counts)
     lowest = np.zeros(n, dtype=bool)
     lowest[np.argsort(own, kind="stable")[: int(joint.sum() - np.trace(joint))]] = True
     hits = np.cumsum(wrong[np.argsort(-noise.log_odds, kind="stable")])
+    probability = errors.probability(noise.log_odds)
+    reviewed = []
+    for draw in range(DRAWS):
+        sample = review.draw(probability, REVIEWED, draw)
+        after = review.recalibrate(probability, sample, wrong[sample.rows])
+        reviewed.append(_f1(wrong, after.error_probability > after.flag_above))
     return {
-        "flag": _f1(wrong, errors.probability(noise.log_odds) > Labels().flag_above),
+        "flag": _f1(wrong, probability > Labels().flag_above),
+        "after a review": sum(reviewed) / DRAWS,
         "argmax": _f1(wrong, probs.argmax(axis=1) != given),
         "joint count": _f1(wrong, lowest),
         **{f: _f1(wrong, find_label_issues(given, probs, filter_by=f, n_jobs=1)) for f in FILTERS},
@@ -126,20 +138,20 @@ def _f1(wrong: Any, flagged: Any) -> float:
 def run(size: int, work: Work) -> list[Row]:
     """A row per kind of error, model and rate, and their mean."""
     del work
-    found = [one for seed in SEEDS for one in child("label_quality", "trials", env=ONE_THREAD, n=size, seed=seed).answer["trials"]]
+    found = answers("label_quality", "trials", [{"n": size, "seed": seed} for seed in SEEDS])
     keys = ("errors", "model", "rate")
     rows = []
     for kind in KINDS:
         for model in MODELS:
             for rate in RATES:
                 same = [one for one in found if tuple(one[key] for key in keys) == (kind, model, rate)]
-                rows.append({"errors": kind, "model": model, "rate": rate} | _row(same))
-    return [*rows, {"errors": "mean", "model": None, "rate": None} | _row(found)]
+                rows.append({"errors": kind, "model": model, "rate": rate} | means(same))
+    return [*rows, {"errors": "mean", "model": None, "rate": None} | means(found)]
 
 
-def _row(same: list[Row]) -> Row:
+def means(same: list[Row]) -> Row:
     """Means of trials; of cleanlab's filters the one with the best mean, by name."""
-    mean = {name: sum(one[name] for one in same) / len(same) for name in same[0] if name not in ("errors", "model", "rate")}
+    mean = {name: sum(one[name] for one in same) / len(same) for name in same[0] if isinstance(same[0][name], float)}
     best = max(FILTERS, key=mean.__getitem__)
     return {
         "F1 of the flag": mean["flag"],
@@ -149,6 +161,7 @@ def _row(same: list[Row]) -> Row:
         "cleanlab's best": mean[best],
         "which": best,
         "best cut": mean["best cut"],
+        "after a review": mean["after a review"],
         "AP": mean["AP"],
         "AP of p_given": mean["AP p_given"],
         "AP cleanlab, LR": mean["AP cleanlab"],

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ONE_THREAD, Benchmark, Row, Work, child, process
+from benchmarks.harness import Benchmark, Row, Work, answers, child, process
 
 SEEDS = (5, 6, 7)
 KINDS = ("far", "near", "unseen class")
@@ -161,7 +161,7 @@ def planted(folder: str, n: int, out: str) -> Row:
 
 def run(size: int, work: Work) -> list[Row]:
     """A row per kind of outlier, their mean, and one of the given pictures if there are some."""
-    found = [row for seed in SEEDS for row in child("outlier_quality", "made", env=ONE_THREAD, n=size, seed=seed).answer["rows"]]
+    found = answers("outlier_quality", "made", [{"n": size, "seed": seed} for seed in SEEDS])
     sets = [(kind, copied) for kind in KINDS for copied in (0, 1)]
     rows = [
         {"outliers": kind + ", copied" * copied} | _mean([one for one in found if (one["outliers"], one["copied"]) == (kind, copied)])

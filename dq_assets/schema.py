@@ -336,7 +336,7 @@ TABLES: dict[str, Table] = {
             rows="ok_images",
             inputs=("oof_probs", "embeddings", "folds", "raw_manifest"),
             settings=("labels", "folds"),
-            algorithm=7,
+            algorithm=8,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(
@@ -369,7 +369,7 @@ TABLES: dict[str, Table] = {
             ),
             inputs=("oof_probs", "folds", "raw_manifest"),
             settings=("folds",),
-            algorithm=3,
+            algorithm=4,
             kinds=frozenset({"numpy", "duckdb"}),
         ),
         Table(

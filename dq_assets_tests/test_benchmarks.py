@@ -19,6 +19,7 @@ from benchmarks import (
     label_kinds,
     label_quality,
     label_scale,
+    label_sets,
     labels,
     neighbors,
     outlier_quality,
@@ -114,11 +115,11 @@ def test_label_kinds_makes_collages_of_two_classes_and_scores_the_calls(tmp_path
 
 
 def test_label_quality_scores_ours_and_cleanlab_on_the_same_trials() -> None:
-    found = label_quality.trials(400, 5, rates=(0.2,))["trials"]
+    found = label_quality.trials(400, 5, rates=(0.2,))["rows"]
     assert [(one["errors"], one["model"]) for one in found] == [
         (kind, model) for kind in label_quality.KINDS for model in label_quality.MODELS
     ]
-    row = label_quality._row(found)
+    row = label_quality.means(found)
     assert row["which"] in label_quality.FILTERS
     assert row["best cut"] >= row["F1 of the flag"] > 0.2
     assert row["AP"] > 0.2, "the share of wrong labels is what chance would give"
@@ -128,3 +129,13 @@ def test_outlier_quality_scores_ours_and_datalab_on_the_same_sets() -> None:
     found = outlier_quality.made(400, 5, kinds=("far",))["rows"]
     assert [one["copied"] for one in found] == [0, 1]
     assert all(0 < one[name] <= 1 for one in found for name in ("AP", "Datalab AP"))
+
+
+@pytest.mark.parametrize("name", ["digits", "12 classes, rectified"])
+def test_label_sets_scores_five_kinds_of_errors_on_sets_unlike_each_other(name: str) -> None:
+    found = label_sets.trials(500, name, rates=(0.2,))["rows"]
+    assert [(one["errors"], one["model"]) for one in found] == [(kind, model) for kind in label_sets.KINDS for model in label_sets.MODELS]
+    strong = label_sets._row([one for one in found if one["model"] == "strong"])
+    assert strong["best cut"] >= strong["F1 of the flag"] > 0.2
+    assert strong["near the better simple rule"].endswith(" of 5")
+    assert strong["least difference"] <= strong["F1 of the flag"]

@@ -21,7 +21,7 @@ from dq_assets.audit.errors import (
 NOTHING = Readings(
     n=10_000, disagreement=600, joint=120, uniform=0, by_class=200, gentle=80, plain=0.0, sharpness=1.4, classes=0.0, crowded=0.07
 )
-WEAK = replace(NOTHING, disagreement=3000, joint=2000, by_class=1000, uniform=400, gentle=800, crowded=0.13)
+WEAK = replace(NOTHING, disagreement=3000, joint=2000, by_class=1000, uniform=800, gentle=800, crowded=0.13)
 
 
 def log_linear(rate: float, *, distance: float, n: int = 6000, n_classes: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +100,9 @@ def test_a_disagreement_is_another_class_that_is_more_probable() -> None:
             id="far more disagreements than mistakes, and few of them noise that ignores the doubts: nearly all",
         ),
         pytest.param(WEAK, 1360, 1370, id="a weak model: between the joint and the fit"),
-        pytest.param(replace(WEAK, plain=0.3), 399, 401, id="a weak model and plain noise: the noise"),
+        pytest.param(replace(WEAK, plain=0.3), 799, 801, id="a weak model and plain noise: the noise"),
+        pytest.param(replace(WEAK, uniform=400), 2000, 2050, id="a weak model, most errors not to any class alike: half-way to all"),
+        pytest.param(replace(WEAK, uniform=5, plain=0.3), 1800, 1900, id="a few stray images are no plain noise"),
         pytest.param(
             replace(WEAK, plain=0.3, disagreement=5500, joint=5000), 1700, 3000,
             id="plain noise, but far more disagreements than mistakes of the model: more than the noise",
