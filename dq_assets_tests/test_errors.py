@@ -100,9 +100,10 @@ def test_a_disagreement_is_another_class_that_is_more_probable() -> None:
             id="far more disagreements than mistakes, and few of them noise that ignores the doubts: nearly all",
         ),
         pytest.param(WEAK, 1360, 1370, id="a weak model: between the joint and the fit"),
-        pytest.param(replace(WEAK, plain=0.3), 799, 801, id="a weak model and plain noise: the noise"),
+        pytest.param(replace(WEAK, plain=0.3, crowded=0.18), 799, 801, id="a weak model and plain noise: the noise"),
+        pytest.param(replace(WEAK, plain=0.3), 950, 1000, id="plain noise, more disagreements than mistakes: more"),
         pytest.param(replace(WEAK, uniform=400), 2000, 2050, id="a weak model, most errors not to any class alike: half-way to all"),
-        pytest.param(replace(WEAK, uniform=5, plain=0.3), 1800, 1900, id="a few stray images are no plain noise"),
+        pytest.param(replace(WEAK, uniform=5, plain=0.3, crowded=0.18), 1800, 1900, id="a few stray images are no plain noise"),
         pytest.param(
             replace(WEAK, plain=0.3, disagreement=5500, joint=5000), 1700, 3000,
             id="plain noise, but far more disagreements than mistakes of the model: more than the noise",

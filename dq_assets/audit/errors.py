@@ -46,7 +46,7 @@ WITHOUT_NOISE = (0.4, 0.6, 0.8, 1.0)
 """Exponents tried for the probabilities without noise: those of others may be too sure of themselves, which is no noise."""
 NONE_SEEN = (0.2, 0.0)
 """`uniform` over `gentle`. Errors to any class alike had .1 to 1.75, errors that depend on the picture 0 to .4."""
-PLAIN_NOISE = (0.0, 0.2)
+PLAIN_NOISE = (0.0, 0.18)
 """`Uniform.plain` of errors that depend on the picture is 0 to .1 (.18 at most), of such with a fifth that do not .01 to .3, of errors to
 any class alike .1 to .8; with 35 % and more of wrong predictions it is .01 to .1 whatever the errors are."""
 STRAY = 0.05
@@ -175,9 +175,9 @@ def estimate(readings: Readings) -> Estimate:
     Where no noise ignores the model's doubts, either moves towards all disagreements; where classes are apart, only if these are more than
     the model's own mistakes, or the joint is blind to them. So it does there if they are far more, as far as `uniform` does not account
     for them. Where such noise is plain, the count moves towards `by_class`; if that is no sharper than 1.4 and classes are not apart,
-    towards `uniform`, unless the disagreements are far more than the model's own mistakes. Many disagreements where most errors do not go
-    to any class alike, nor classes are plainly mistaken for each other, are those of pictures that look like another class: all of them
-    count.
+    towards `uniform`, the less so the more the disagreements exceed the model's own mistakes. Many disagreements where most errors do not
+    go to any class alike, nor classes are plainly mistaken for each other, are those of pictures that look like another class: all of
+    them count.
     """
     r = readings
     evidence = r.uniform / max(r.gentle, _TINY)
@@ -190,12 +190,13 @@ def estimate(readings: Readings) -> Estimate:
     own = OWN * r.crowded**2 * r.n
     beyond = r.disagreement / max(own, 0.5)
     more, far_more = _ramp(beyond, EXPLAINED - 1, EXPLAINED), _ramp(beyond, EXPLAINED, EXPLAINED + 1)
+    of_model = 1 - _ramp(beyond, EXPLAINED - 1, EXPLAINED + 1)
     unaccounted = 1 - _ramp(r.uniform / max(r.disagreement - own, 0.5), 0.0, 1.0)
     all_of_them = max(none_seen * max(more, _ramp(ratio, *BLIND)), far_more * no_classes * unaccounted)
     apart = _between(max(joint, r.disagreement - own), r.disagreement, all_of_them)
     mixed = _between(joint, min(r.by_class, joint), max(0.6 * (1 - excess), more_than_stray * r.classes))
     mixed = _between(mixed, r.disagreement, 0.8 * none_seen)
-    mixed = _between(mixed, min(r.uniform, mixed), more_than_stray * _ramp(r.plain, *PLAIN_NOISE) * (1 - far_more) * no_classes)
+    mixed = _between(mixed, min(r.uniform, mixed), more_than_stray * _ramp(r.plain, *PLAIN_NOISE) * of_model * no_classes)
     count = _between(mixed, apart, _ramp(r.crowded, MIXED, APART))
     if r.sharpness >= 2:
         count = _between(count, max(r.by_class, r.uniform), _ramp(evidence, 0.6, 1.0))
