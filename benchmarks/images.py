@@ -6,7 +6,9 @@ They are as large, and as hard to decode, as small photographs (500 x 375, about
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,25 @@ def files(folder: str, n: int | None = None) -> list[str]:
     if not found:
         raise SystemExit(f"No image was found under {folder}. Give another folder with --images.")
     return found[:n]
+
+
+def opened(path: str) -> Image.Image:
+    """In RGB, on white where it is transparent."""
+    with Image.open(path) as image:
+        on_white = Image.new("RGBA", image.size, "white")
+        on_white.alpha_composite(image.convert("RGBA"))
+        return on_white.convert("RGB")
+
+
+def embedded(pictures: Iterable[Image.Image]) -> np.ndarray:
+    """(n, 1280) float32 by the default encoder."""
+    from dq_assets.audit.encoder import Encoder
+
+    encoder, left = Encoder(), iter(pictures)
+    found = []
+    while batch := [encoder.preprocess(picture) for picture in islice(left, 64)]:
+        found.append(encoder(np.stack(batch)))
+    return np.concatenate(found)
 
 
 def _write(root: Path, i: int) -> int:

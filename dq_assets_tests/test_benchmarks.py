@@ -139,3 +139,13 @@ def test_label_sets_scores_five_kinds_of_errors_on_sets_unlike_each_other(name: 
     assert strong["best cut"] >= strong["F1 of the flag"] > 0.2
     assert strong["near the better simple rule"].endswith(" of 5")
     assert strong["least difference"] <= strong["F1 of the flag"]
+
+
+def test_label_sets_scores_given_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.make(str(tmp_path), 150)
+    with pytest.raises(SystemExit, match="fewer than three of 40 pictures"):
+        label_sets.trials(150, label_sets.GIVEN, str(tmp_path))
+    monkeypatch.setattr(label_sets, "LEAST", 15)
+    found = label_sets.trials(150, label_sets.GIVEN, str(tmp_path), rates=(0.2,))["rows"]
+    assert [row["model"] for row in label_sets._by_kind(found, label_sets.GIVEN)] == list(label_sets.MODELS) * len(label_sets.KINDS)
+    assert all(0 <= one["flag"] <= one["best cut"] <= 1 for one in found)

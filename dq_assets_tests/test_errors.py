@@ -103,7 +103,7 @@ def test_a_disagreement_is_another_class_that_is_more_probable() -> None:
         pytest.param(replace(WEAK, plain=0.3, crowded=0.18), 799, 801, id="a weak model and plain noise: the noise"),
         pytest.param(replace(WEAK, plain=0.3), 950, 1000, id="plain noise, more disagreements than mistakes: more"),
         pytest.param(replace(WEAK, uniform=400), 2000, 2050, id="a weak model, most errors not to any class alike: half-way to all"),
-        pytest.param(replace(WEAK, uniform=5, plain=0.3, crowded=0.18), 1800, 1900, id="a few stray images are no plain noise"),
+        pytest.param(replace(WEAK, uniform=5, plain=0.3, crowded=0.18), 1950, 2000, id="a few stray images are no plain noise"),
         pytest.param(
             replace(WEAK, plain=0.3, disagreement=5500, joint=5000), 1700, 3000,
             id="plain noise, but far more disagreements than mistakes of the model: more than the noise",
@@ -113,8 +113,8 @@ def test_a_disagreement_is_another_class_that_is_more_probable() -> None:
             3990, 4001, id="many pictures that look like another class: all disagreements",
         ),
         pytest.param(
-            replace(NOTHING, disagreement=4000, joint=2500, by_class=2000, uniform=0, gentle=800, classes=1.0, crowded=0.13),
-            3400, 3700, id="as many, of classes that are plainly mistaken for each other: most of them",
+            replace(NOTHING, disagreement=4000, joint=2500, by_class=2000, uniform=160, gentle=800, classes=1.0, crowded=0.13),
+            1990, 2010, id="as many, of classes that are plainly mistaken for each other: their own count",
         ),
     ],
 )  # fmt: skip

@@ -40,17 +40,22 @@ EXPLAINED = 2.0
 """From so many disagreements per mistake that `OWN` expects of the model they are more than its own, and from one in addition far more.
 Pictures that look like another class had 1.0 to 1.9 at 2 % of errors, where the joint is the better count, and 1.5 to 2.9 at 10 %, where
 all disagreements are."""
+NO_MORE = (1.0, 1.4)
+"""Disagreements per mistake that `OWN` expects, where classes are not apart: of no more than 1 few are errors. Weak models had .9 to 1.4 at
+2 % of errors by picture, strong ones 1.2 and more at 10 % of errors at the boundary."""
 BLIND = (0.3, 0.2)
 """Joint over disagreements where the joint sees enough, and where not: errors at the boundary between classes have below .2, mostly."""
 WITHOUT_NOISE = (0.4, 0.6, 0.8, 1.0)
 """Exponents tried for the probabilities without noise: those of others may be too sure of themselves, which is no noise."""
 NONE_SEEN = (0.2, 0.0)
 """`uniform` over `gentle`. Errors to any class alike had .1 to 1.75, errors that depend on the picture 0 to .4."""
-PLAIN_NOISE = (0.0, 0.18)
-"""`Uniform.plain` of errors that depend on the picture is 0 to .1 (.18 at most), of such with a fifth that do not .01 to .3, of errors to
-any class alike .1 to .8; with 35 % and more of wrong predictions it is .01 to .1 whatever the errors are."""
-STRAY = 0.05
-"""`uniform` over `gentle` up to which `plain` is of a few stray images: 5 of 3,000 had .13, among 600 errors that depend on the picture."""
+PLAIN_NOISE = (0.0, 0.1)
+"""`Uniform.plain` of errors that depend on the picture is 0 to .1 (.25 in photos, which hold plain errors of their own), of such with a
+fifth that do not .01 to .4, of errors to any class alike .1 to .8; with 35 % and more of wrong predictions it is .01 to .1 whatever the
+errors are."""
+ALIKE = (0.0, 0.6)
+"""`uniform` over `gentle` of errors that depend on the picture, and of errors to any class alike. Photos of the former had .1 to .2, with a
+fifth of the latter .3 to .65; few errors to any class alike had .4 to .9, and .2 under a model with 30 % of wrong predictions."""
 MOSTLY_ALIKE = (1.0, 0.5)
 """`uniform` over `gentle` where most errors go to any class alike, and where most do not."""
 SLOPES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)
@@ -169,20 +174,19 @@ def estimate(readings: Readings) -> Estimate:
     """Weigh the readings.
 
     Classes apart: the joint, or the disagreements less the model's own mistakes, whichever is more. Else between the joint and
-    `by_class`, nearer to the joint the more it exceeds what a poor model alone would give it (twice the disagreement rate), unless classes
-    are plainly mistaken for each other.
+    `by_class`, nearer to the joint the more it exceeds what a poor model alone would give it (twice the disagreement rate), unless some
+    noise ignores the model's doubts and classes are plainly mistaken for each other.
 
-    Where no noise ignores the model's doubts, either moves towards all disagreements; where classes are apart, only if these are more than
-    the model's own mistakes, or the joint is blind to them. So it does there if they are far more, as far as `uniform` does not account
-    for them. Where such noise is plain, the count moves towards `by_class`; if that is no sharper than 1.4 and classes are not apart,
-    towards `uniform`, the less so the more the disagreements exceed the model's own mistakes. Many disagreements where most errors do not
-    go to any class alike, nor classes are plainly mistaken for each other, are those of pictures that look like another class: all of
-    them count.
+    Where no noise ignores the model's doubts, either moves towards all disagreements, if these are more than the model's own mistakes, or
+    classes are apart and the joint is blind to them. So it does there if they are far more, as far as `uniform` does not account
+    for them. Where such noise is plain and makes up much of it, the count moves towards `by_class`; if that is no sharper than 1.4 and
+    classes are not apart, towards `uniform`, the less so the more the disagreements exceed the model's own mistakes. Many disagreements
+    where most errors do not go to any class alike, nor classes are plainly mistaken for each other, are those of pictures that look like
+    another class: all of them count.
     """
     r = readings
     evidence = r.uniform / max(r.gentle, _TINY)
     none_seen, no_classes = _ramp(evidence, *NONE_SEEN), 1 - r.classes
-    more_than_stray = _ramp(evidence, 0.0, STRAY)
     ratio = r.joint / max(r.disagreement, 0.5)
     # More than all disagreements are no errors: thresholds below the most probable class, as of a weak model with many classes.
     joint = min(r.joint, r.disagreement)
@@ -194,9 +198,10 @@ def estimate(readings: Readings) -> Estimate:
     unaccounted = 1 - _ramp(r.uniform / max(r.disagreement - own, 0.5), 0.0, 1.0)
     all_of_them = max(none_seen * max(more, _ramp(ratio, *BLIND)), far_more * no_classes * unaccounted)
     apart = _between(max(joint, r.disagreement - own), r.disagreement, all_of_them)
-    mixed = _between(joint, min(r.by_class, joint), max(0.6 * (1 - excess), more_than_stray * r.classes))
-    mixed = _between(mixed, r.disagreement, 0.8 * none_seen)
-    mixed = _between(mixed, min(r.uniform, mixed), more_than_stray * _ramp(r.plain, *PLAIN_NOISE) * of_model * no_classes)
+    mixed = _between(joint, min(r.by_class, joint), max(0.6 * (1 - excess), (1 - none_seen) * r.classes))
+    mixed = _between(mixed, r.disagreement, none_seen * _ramp(beyond, *NO_MORE))
+    plain = _ramp(evidence, *ALIKE) * _ramp(r.plain, *PLAIN_NOISE)
+    mixed = _between(mixed, min(r.uniform, mixed), plain * of_model * no_classes)
     count = _between(mixed, apart, _ramp(r.crowded, MIXED, APART))
     if r.sharpness >= 2:
         count = _between(count, max(r.by_class, r.uniform), _ramp(evidence, 0.6, 1.0))
