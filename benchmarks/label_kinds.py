@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ONE_THREAD, Benchmark, Row, Work, child
+from benchmarks.harness import Benchmark, Row, Work, answers
 
 SEEDS = (5, 6, 7)
 SHARES = (0.05, 0.01)
@@ -107,7 +107,7 @@ def _trial(vectors: Any, labels: Any, both: Any, seed: int) -> Row:
 
 def run(size: int, work: Work) -> list[Row]:
     """A row per share of collages."""
-    found = child("label_kinds", "trials", env=ONE_THREAD, folder=str(work.images(size)), n=size).answer["rows"]
+    found = answers("label_kinds", "trials", [{"folder": str(work.images(size)), "n": size}])
     return [_row(share, [one for one in found if one["share"] == share]) for share in SHARES]
 
 

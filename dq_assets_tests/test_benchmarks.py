@@ -53,18 +53,24 @@ def test_what_a_benchmark_names_of_ours_exists_and_takes_these_arguments(path: P
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and isinstance(named.get(node.value.id), ModuleType):
             assert hasattr(named[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "child":
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("child", "answers"):
             _check_child(node)
 
 
 def _check_child(call: ast.Call) -> None:
-    """A child is named by text: its module and function exist and take these arguments. Names that are computed are not checked."""
+    """A child is named by text: its module and function exist and take these arguments. Names that are computed are not checked.
+
+    The arguments of `child` are keywords, those of `answers` dicts in its last argument.
+    """
     names = [one.value for one in call.args if isinstance(one, ast.Constant)]
     if len(names) == 2:
         target = getattr(importlib.import_module(f"benchmarks.{names[0]}"), names[1])
-        whole = all(one.arg for one in call.keywords)  # else some are in a dict
+        keys = [key for one in ast.walk(call) if isinstance(one, ast.Dict) for key in one.keys]
+        asked = [one.arg for one in call.keywords if one.arg and one.arg != "env"]
+        asked += [key.value for key in keys if isinstance(key, ast.Constant)]
+        whole = all(one.arg for one in call.keywords) and (len(call.args) == 2 or keys)  # else some are in a dict elsewhere
         bind = inspect.signature(target).bind if whole else inspect.signature(target).bind_partial
-        bind(**{one.arg: None for one in call.keywords if one.arg and one.arg != "env"})
+        bind(**dict.fromkeys(asked))
 
 
 def test_the_record_of_runs_is_of_benchmarks_that_exist() -> None:
